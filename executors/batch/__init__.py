@@ -1,0 +1,1 @@
+"""How a pilot gets onto nodes: one module per batch system."""

@@ -1,0 +1,200 @@
+"""What rank 0 knows of its slots, as pure bookkeeping: reports and times in, events out, no MPI and no clock.
+
+Every attempt that was dispatched leaves the ledger exactly once: in a `Finished`, a `Returned` or a `Lost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from pilot.errors import PoolError
+from pilot.executors.pool import messages
+from pilot.executors.run.verdict import Finished as Ended
+from pilot.executors.run.verdict import Item, Key
+
+PAUSE_S = 2.0
+"""A longer gap between two looks means that rank 0 itself was not running; it proves nothing about a slot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A slot takes work: it has said hello, or it was failing and has a child again."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Attempts that ended on a slot, in the order of their ends."""
+
+    slot: int
+    results: Sequence[Ended]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Attempts that are confirmed not begun and off the slot.
+
+    `recall` is the number that `Slots.recall` returned, or 0 if the slot gave them back by itself. `empty`
+    says that the slot confirmed to hold nothing at all any more.
+    """
+
+    slot: int
+    keys: Sequence[Key]
+    recall: int
+    empty: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A slot is given up. Its attempts may or may not have begun; nothing it says later is heard."""
+
+    slot: int
+    keys: Sequence[Key]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """A slot cannot start children and takes no work for now; what it had not begun came as `Returned`."""
+
+    slot: int
+    reason: str
+
+
+Event = Joined | Finished | Returned | Lost | Failing
+
+
+@dataclass(slots=True)
+class Slot:
+    """One slot as rank 0 sees it. Times are of one monotonic clock, in seconds."""
+
+    rank: int
+    heard: float
+    spoken: float
+    hello: messages.Hello | None = None
+    in_hand: dict[Key, float] = field(default_factory=dict)
+    """Time of dispatch of every attempt that has not come back, in the order of dispatch."""
+    functions: set[str] = field(default_factory=set)
+    recalls: int = 0
+    """Number of the last recall."""
+    answered: int = 0
+    """Number of the last recall that was answered."""
+    failing: str | None = None
+    stopping: bool = False
+    """It was told to stop."""
+    gone: bool = False
+    """It has said goodbye."""
+    lost: str | None = None
+
+    @property
+    def able(self) -> bool:
+        """Whether it takes work."""
+        return self.hello is not None and self.failing is None and not self.stopping and self.lost is None
+
+
+class Ledger:
+    """All slots of a pool.
+
+    Args:
+        ranks: the ranks that are slots.
+        silence_s: a slot that says nothing for so long is lost.
+        now: the time of a monotonic clock, as in every method here.
+    """
+
+    def __init__(self, ranks: Iterable[int], silence_s: float, now: float) -> None:
+        self.slots: dict[int, Slot] = {rank: Slot(rank, now, now) for rank in ranks}
+        self.total = 0
+        """Attempts in hand of all slots together."""
+        self._silence_s = silence_s
+        self._looked = now
+
+    def unknown(self, rank: int, items: Sequence[Item]) -> list[str]:
+        """Return hashes of the functions that a slot needs before these items, each once."""
+        known = self.slots[rank].functions
+        return [name for name in {item.function: None for item in items} if name and name not in known]
+
+    def dispatched(self, rank: int, items: Sequence[Item], now: float) -> None:
+        """Note that these items, and the functions they name, go to a slot.
+
+        Raises:
+            PoolError: the slot does not take work, or has one of these attempts already; nothing is noted.
+        """
+        slot = self.slots[rank]
+        if not slot.able:
+            raise PoolError(f"slot {rank} takes no work: {slot.lost or slot.failing or 'not up, or stopping'}")
+        new = {(item.task, item.attempt): now for item in items}
+        if len(new) != len(items) or not slot.in_hand.keys().isdisjoint(new):
+            raise PoolError(f"an attempt was dispatched twice to slot {rank}")
+        slot.in_hand.update(new)
+        self.total += len(new)
+        slot.spoken = now
+        slot.functions.update(item.function for item in items if item.function)
+
+    def take(self, rank: int, report: messages.Report, now: float) -> Event | None:
+        """Note what a slot reports and return what the coordinator should know, if anything."""
+        slot = self.slots[rank]
+        if slot.lost is not None:
+            return None
+        slot.heard = now
+        if isinstance(report, messages.Results):
+            ended = [one for one in report.finished if self._drop(slot, one.key)]
+            return Finished(rank, ended)
+        if isinstance(report, messages.Returned):
+            keys = [key for key in report.keys if self._drop(slot, key)]
+            slot.answered = max(slot.answered, report.number)
+            return Returned(rank, keys, report.number, report.left == 0 and not slot.in_hand)
+        if isinstance(report, messages.Failing):
+            slot.failing = report.reason
+            return Failing(rank, report.reason)
+        if isinstance(report, messages.Able):
+            slot.failing = None
+            return Joined(rank)
+        if isinstance(report, messages.Hello):
+            slot.hello = report
+            return Joined(rank)
+        if isinstance(report, messages.Bye):
+            slot.gone = True
+            if slot.in_hand:
+                return self.lose(rank, "it said goodbye while attempts were in hand; this is a defect")
+        return None
+
+    def lose(self, rank: int, reason: str) -> Lost:
+        """Give a slot up, with everything it has in hand."""
+        slot = self.slots[rank]
+        keys = list(slot.in_hand)
+        self.total -= len(keys)
+        slot.in_hand.clear()
+        slot.lost = reason
+        return Lost(rank, keys, reason)
+
+    def look(self, now: float) -> list[Lost]:
+        """Give up the slots that were silent for too long while rank 0 was there to hear them.
+
+        Call it after all waiting messages were taken: silence is judged last.
+        """
+        gap = now - self._looked
+        self._looked = now
+        if gap > PAUSE_S:
+            for slot in self.slots.values():
+                slot.heard = min(now, slot.heard + gap)
+            return []
+        return [
+            self.lose(slot.rank, f"it was silent for {now - slot.heard:.0f} s")
+            for slot in self.slots.values()
+            if now - slot.heard > self._silence_s and slot.lost is None and not slot.gone
+        ]
+
+    def unspoken(self, now: float, period_s: float) -> list[int]:
+        """Return the slots to which nothing was sent for `period_s`, and note that something will be now."""
+        quiet = [s for s in self.slots.values() if now - s.spoken > period_s and not s.gone and s.lost is None]
+        for slot in quiet:
+            slot.spoken = now
+        return [slot.rank for slot in quiet]
+
+    def _drop(self, slot: Slot, key: Key) -> bool:
+        if slot.in_hand.pop(key, None) is None:
+            return False
+        self.total -= 1
+        return True

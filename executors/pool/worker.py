@@ -1,0 +1,317 @@
+"""A slot: the loop of a rank above 0, between rank 0 and the slot's child.
+
+The rank never computes and never waits in MPI. It sleeps on its child's descriptors, so that a result
+wakes it at once, and looks for messages after a time that grows while nothing happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from pilot.errors import PoolError
+from pilot.executors.pool import identity, messages
+from pilot.executors.pool.transport import Transport
+from pilot.executors.pool.waiting import Backoff, wait_readable
+from pilot.executors.pool.world import EXIT_ALONE, World, start
+from pilot.executors.run.handle import Child, Finished, Item, Key
+
+SHORTEST_WAIT_S = 200e-6
+LONGEST_WAIT_S = 10e-3
+NEAR_WAIT_S = 50e-3
+"""Longest wait if rank 0 is on this host and rings when it sends something."""
+SENDING_WAIT_S = 1e-3
+"""Longest wait while a large message is under way: it needs our progress."""
+
+BATCH_ITEMS = 100
+BATCH_BYTES = 4 << 20
+BATCH_S = 5e-3
+BEAT_S = 1.0
+
+_PAUSE_S = 2.0
+"""A longer gap between two rounds means that this process was not running; it proves nothing about rank 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Times of a slot, in seconds."""
+
+    silence_s: float = 120.0
+    """Rank 0 is taken for dead when it has said nothing for so long; it pings every few seconds."""
+
+
+class Alone(PoolError):
+    """Rank 0 or the launcher is gone: nobody will ever take this slot's results."""
+
+
+class Flags:
+    """Signals that are taken note of and nothing more: agent and coordinator decide what they mean.
+
+    A scheduler's TERM hits every process of a job at once. These are handlers, not SIG_IGN, so a child
+    starts with the default.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def install(self) -> None:
+        """Take the signals from now on. Main thread only."""
+        for number in self.SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen.add(number)
+
+
+def run(child: Child, expected_ranks: int, host: str, settings: Settings = Settings()) -> int:
+    """Be a slot until rank 0 lets go; return the exit code of the process.
+
+    Args:
+        child: already started: nothing may be forked between MPI's start and end but what it must replace.
+        expected_ranks: size of the program that the launcher was asked for.
+        host: name of this node, or the name under which it pretends to be one.
+        settings: times.
+
+    Raises:
+        WorldSizeMismatch: see `world.start`.
+        PoolError: MPI cannot be used, or the protocol was broken. The caller aborts the program.
+    """
+    flags = Flags()
+    flags.install()
+    with contextlib.closing(child):
+        world = start(expected_ranks)
+        try:
+            Slot(world, child, host, flags, settings).serve()
+        except Alone as exc:
+            child.close()
+            world.abort(EXIT_ALONE, str(exc))
+    world.finish()
+    return 0
+
+
+class Slot:
+    """The state of one slot. `serve` is the loop; everything else is one step of it."""
+
+    def __init__(self, world: World, child: Child, host: str, flags: Flags, settings: Settings) -> None:
+        self._world = world
+        self._transport: Transport = world.transport()
+        self._child = child
+        self._host = host
+        self._flags = flags
+        self._settings = settings
+        self._queue: deque[Item] = deque()
+        """What the child does not take yet."""
+        self._batch: list[Finished] = []
+        self._batch_bytes = 0
+        self._batch_since = 0.0
+        self._backoff = Backoff(SHORTEST_WAIT_S)
+        self._look_child = True
+        self._wake_at = math.inf
+        """When the child wants to be polled at the latest, as it said since it was."""
+        self._failing = self._stopping = self._left = self._released = False
+        self._heard = self._round = self._said = time.monotonic()
+        self._minded = 0.0
+        self._parent = os.getppid()
+
+    def serve(self) -> None:
+        """Work until rank 0 releases this slot.
+
+        Raises:
+            Alone: rank 0 has been silent for too long, or the launcher is gone.
+        """
+        world = self._world
+        self._say(
+            messages.Hello(self._host, os.getpid(), identity.node(), world.library, world.standard, world.size)
+        )
+        while True:
+            now = time.monotonic()
+            self._hear(now)
+            if self._released:
+                return
+            self._feed()
+            self._collect(now)
+            self._report(now)
+            self._mind(now)
+            self._sleep(now)
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def _hear(self, now: float) -> None:
+        """Take what rank 0 has sent."""
+        while received := self._transport.receive():
+            self._heard = now
+            self._backoff.reset()
+            message: Any = received[1]
+            self._HANDLERS[type(message)](self, message)
+
+    def _feed(self) -> None:
+        """Give the child what it takes."""
+        queue, offer = self._queue, self._child.offer
+        while queue and offer(queue[0]):
+            queue.popleft()
+
+    def _collect(self, now: float) -> None:
+        """Take what the child has ended."""
+        if not self._look_child and now < self._wake_at:
+            return
+        self._look_child = False
+        self._wake_at = math.inf
+        try:
+            ended = self._child.poll(now)
+        except PoolError as exc:
+            self._failing = True
+            self._give_back(0, self._unbegun(None))
+            self._say(messages.Failing(str(exc)))
+            return
+        if self._failing and self._child.up:
+            self._failing = False
+            self._say(messages.Able())
+        if ended:
+            self._look_child = not self._child.up  # it raises only when nothing has ended
+            self._backoff.reset()
+            if not self._batch:
+                self._batch_since = now
+            self._batch += ended
+            self._batch_bytes += sum([len(one.body) for one in ended])
+            self._feed()
+
+    def _report(self, now: float) -> None:
+        """Send results when enough are there, or some are old, or rank 0 should know that work runs low."""
+        if self._batch and (
+            len(self._batch) >= BATCH_ITEMS
+            or now - self._batch_since >= BATCH_S
+            or self._batch_bytes >= BATCH_BYTES
+            or len(self._queue) + self._child.load <= len(self._batch)
+        ):
+            self._send_batch()
+        if self._stopping and not self._left and not self._load():
+            self._left = True
+            self._say(messages.Bye())
+        if now - self._said >= BEAT_S and not self._left:
+            self._say(messages.Beat(self._load()))
+
+    def _mind(self, now: float) -> None:
+        """Notice signals and the absence of rank 0 or the launcher."""
+        if signal.SIGTERM in self._flags.seen:
+            self._child.ending = True
+        gap, self._round = now - self._round, now
+        if gap > _PAUSE_S:
+            self._heard = min(now, self._heard + gap)
+        if now - self._heard > self._settings.silence_s:
+            raise Alone(f"slot {self._world.rank} has heard nothing from rank 0 for {self._settings.silence_s:g} s")
+        if now - self._minded > BEAT_S:
+            self._minded = now
+            if os.getppid() != self._parent:
+                raise Alone(f"slot {self._world.rank} has lost its launcher, process {self._parent}")
+
+    def _sleep(self, now: float) -> None:
+        """Wait for the child, or until it is time to look for messages or to do what is due."""
+        transport = self._transport
+        longest_s = NEAR_WAIT_S if transport.all_near else LONGEST_WAIT_S
+        timeout_s = self._backoff.step(SENDING_WAIT_S if transport.sending or transport.arriving else longest_s)
+        if self._batch:
+            timeout_s = min(timeout_s, self._batch_since + BATCH_S - now)
+        wake_at = self._child.next_wake(now)
+        if wake_at is not None:
+            self._wake_at = min(self._wake_at, wake_at)
+        bell = transport.fileno()
+        for fd in wait_readable((bell, *self._child.filenos()), min(timeout_s, self._wake_at - now)):
+            if fd == bell:
+                transport.silence()
+                self._backoff.reset()  # one look may not be enough for MPI to see what was announced
+            else:
+                self._look_child = True
+
+    # -- what rank 0 says -------------------------------------------------------------------------
+
+    def _on_functions(self, message: messages.Functions) -> None:
+        for code in message.codes:
+            self._child.learn(code)
+
+    def _on_dispatch(self, message: messages.Dispatch) -> None:
+        self._queue.extend(message.items)
+        if self._stopping or self._failing:
+            self._give_back(0, self._unbegun(None))
+
+    def _on_recall(self, message: messages.Recall) -> None:
+        self._give_back(message.number, self._unbegun(message.count))
+
+    def _on_cancel(self, message: messages.Cancel) -> None:
+        dropped = [key for key in message.keys if self._cancel(key)]
+        if dropped:
+            self._give_back(0, dropped)
+        self._look_child = True
+
+    def _on_ping(self, message: messages.Ping) -> None:
+        pass
+
+    def _on_ending(self, message: messages.Ending) -> None:
+        self._child.ending = True
+        self._look_child = True
+
+    def _on_stop(self, message: messages.Stop) -> None:
+        self._stopping = True
+        self._give_back(0, self._unbegun(None))
+
+    def _on_bye(self, message: messages.Bye) -> None:
+        self._released = True
+
+    _HANDLERS: dict[type, Callable[[Slot, Any], None]] = {  # noqa: RUF012  never changed
+        messages.Functions: _on_functions,
+        messages.Dispatch: _on_dispatch,
+        messages.Recall: _on_recall,
+        messages.Cancel: _on_cancel,
+        messages.Ping: _on_ping,
+        messages.Ending: _on_ending,
+        messages.Stop: _on_stop,
+        messages.Bye: _on_bye,
+    }
+
+    # -- inside -----------------------------------------------------------------------------------
+
+    def _load(self) -> int:
+        """Return how many attempts are here, results not yet sent included."""
+        return len(self._queue) + self._child.load + len(self._batch)
+
+    def _unbegun(self, count: int | None) -> list[Key]:
+        """Take back up to `count` attempts that have not begun, the last first to go."""
+        wanted = len(self._queue) if count is None else min(count, len(self._queue))
+        keys = [self._queue.pop().key for _ in range(wanted)]
+        if count is None or count > wanted:
+            back = self._child.take_back(None if count is None else count - wanted)
+            keys += [item.key for item in reversed(back)]
+            self._look_child = True
+        return keys
+
+    def _cancel(self, key: Key) -> bool:
+        """Cancel one attempt; return whether it had not begun."""
+        for item in self._queue:
+            if item.key == key:
+                self._queue.remove(item)
+                return True
+        return self._child.cancel(*key)
+
+    def _give_back(self, number: int, keys: Iterable[Key]) -> None:
+        """Confirm that attempts have not begun; results go first, so that what rank 0 then has in hand is true."""
+        self._send_batch()
+        self._say(messages.Returned(number, tuple(keys), self._load()))
+
+    def _send_batch(self) -> None:
+        if self._batch:
+            self._say(messages.Results(tuple(self._batch)))
+            self._batch, self._batch_bytes = [], 0
+            self._backoff.reset()
+
+    def _say(self, report: messages.Report) -> None:
+        self._transport.send(0, report)
+        self._said = time.monotonic()

@@ -1,0 +1,164 @@
+"""The child's own side: take a task, run it, say how it ended, be as before.
+
+The process' entry calls `inherit`, builds the object repository, and calls `serve`. What is imported up to
+here is all that user code finds loaded, so it is kept light (no pymongo, click, pydantic, rich, mpi4py).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import time
+from typing import NamedTuple
+
+from pilot import context
+from pilot.errors import PoolError
+from pilot.executors.run import function
+from pilot.executors.run.command import Commands, Ended
+from pilot.executors.run.exchange import Exchange, Objects
+from pilot.executors.run.failure import clipped, describe
+from pilot.executors.run.frames import ENDS_VARIABLE, Inbox, Kind, Packet, send
+from pilot.executors.run.function import Functions, Stale
+from pilot.executors.run.guard import Guard, default_signals, die_with_parent
+from pilot.executors.run.meter import Meter
+from pilot.executors.run.position import Position
+from pilot.model import Blob, Failure, Result, Usage, Work
+from pilot.states import Kind as TaskKind
+from pilot.states import Outcome
+
+
+class Ends(NamedTuple):
+    """What a child inherits from its rank."""
+
+    tasks: socket.socket
+    results: socket.socket
+    position: Position
+    parent: int
+    """The rank's process id."""
+
+
+class Place(NamedTuple):
+    """Where a child runs. Paths are absolute."""
+
+    rank: int
+    slot: int
+    host: str
+    project: str
+    """Working directory of functions, and of commands that have none of their own."""
+    scratch: str
+    """Where commands' private working directories are made."""
+
+
+def inherit() -> Ends:
+    """Take over the rank's channels; the programs that tasks start do not inherit them.
+
+    Raises:
+        PoolError: this process was not started as a child.
+    """
+    try:
+        tasks, results, position, parent = map(int, os.environ.pop(ENDS_VARIABLE).split())
+    except (KeyError, ValueError):
+        raise PoolError("this process was not started by a pool's rank: run `pilot up` instead") from None
+    for number in (tasks, results, position):
+        os.set_inheritable(number, False)
+    return Ends(socket.socket(fileno=tasks), socket.socket(fileno=results), Position(position), parent)
+
+
+def serve(ends: Ends, place: Place, objects: Objects) -> None:
+    """Run tasks until the rank closes the queue. Call it on the main thread; the process belongs to it.
+
+    Raises:
+        OSError: the project directory cannot be entered, or user code closed the channels.
+    """
+    die_with_parent(ends.parent)
+    default_signals()
+    guard = Guard(place.project)
+    runner = _Runner(place, objects, guard, ends.parent)
+    inbox = Inbox(ends.tasks)
+    send(ends.results, Packet(Kind.READY, 0, 0, b""))
+    while (packet := inbox.receive()) is not None:
+        if packet.kind is Kind.CODE:
+            runner.functions.add(packet.body)
+            continue
+        kind, body = runner.run(pickle.loads(packet.body))
+        send(ends.results, Packet(kind, packet.number, ends.position.written(1), body))
+        if kind is Kind.STALE:
+            return
+
+
+class _Runner:
+    """Turns work into results."""
+
+    def __init__(self, place: Place, objects: Objects, guard: Guard, parent: int) -> None:
+        self._place = place
+        self._guard = guard
+        self._exchange = Exchange(objects)
+        self.functions = Functions(self._exchange)
+        self._commands = Commands(self._exchange, guard.environment, place.project, place.scratch, parent)
+        self._meter = Meter()
+        self._pid = os.getpid()
+
+    def run(self, work: Work) -> tuple[Kind, bytes]:
+        """Run one attempt; return what to answer. Whatever user code does, short of ending the process, ends here."""
+        if work.kind is TaskKind.FUNCTION and work.function not in self.functions:
+            return Kind.RETURNED, b""
+        started = time.time()
+        self._meter.start()
+        outputs: tuple[tuple[str, Blob], ...] = ()
+        ended: Ended | None = None
+        failure: Failure | None = None
+        outcome, exit_code = Outcome.SUCCEEDED, None
+        try:
+            if work.kind is TaskKind.COMMAND:
+                ended = self._commands.run(work, self._meter)
+            else:
+                context.enter(self._context(work))
+                outputs = function.run(work, self.functions, self._exchange, self._meter)
+        except Stale:
+            return Kind.STALE, b""
+        except BaseException as error:  # noqa: BLE001  user code: nothing that it raises may end the child
+            self._end_if_forked(error)
+            outcome, failure, exit_code = Outcome.FAILED, self._failure(work, error), _exit_code(error)
+        self._end_if_forked(None)
+        context.enter(None)
+        usage = self._meter.stop()
+        if ended is not None:
+            outcome, outputs, exit_code = ended.outcome, ended.outputs, ended.exit_code
+            usage = Usage(usage.wall_s, ended.cpu_s, ended.max_rss_bytes)
+            if ended.why:
+                failure = Failure("CommandFailed", ended.why, "", self._place.rank, self._place.host)
+        self._guard.restore(work.task)
+        result = Result(
+            work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,
+            self._place.rank, self._place.host,
+        )  # fmt: skip
+        return Kind.KILLED if ended is not None and ended.from_outside else Kind.RESULT, pickle.dumps(result, 5)
+
+    def _context(self, work: Work) -> context.Context:
+        place = self._place
+        return context.Context(
+            work.task, work.attempt, work.name, place.project, place.slot, place.rank, place.host
+        )  # fmt: skip
+
+    def _end_if_forked(self, error: BaseException | None) -> None:
+        """End a copy of the child that the task forked and that came back here: it must not answer for us."""
+        if os.getpid() != self._pid:
+            code = _exit_code(error) if error is not None else 0
+            os._exit(1 if code is None else code & 0xFF)
+
+    def _failure(self, work: Work, error: BaseException) -> Failure:
+        failure = describe(error, self._place.rank, self._place.host)
+        if isinstance(error, SystemExit):
+            return failure._replace(message=clipped(f"the task called sys.exit({error.code!r})", 1000))
+        if isinstance(error, MemoryError) and work.memory_bytes is not None:
+            text = f"the task needs more than its memory limit of {work.memory_bytes / (1 << 20):.0f} MiB"
+            return failure._replace(message=f"{text}: {failure.message}" if failure.message else text)
+        return failure
+
+
+def _exit_code(error: BaseException) -> int | None:
+    """Return the exit code that a `SystemExit` would have given the process, None for any other error."""
+    if not isinstance(error, SystemExit):
+        return None
+    return error.code if isinstance(error.code, int) else int(error.code is not None)

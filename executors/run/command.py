@@ -1,0 +1,240 @@
+"""One command task; the child's side."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import NamedTuple
+
+from pilot.errors import InvalidInput
+from pilot.executors.run.exchange import Exchange
+from pilot.executors.run.failure import clipped, signal_text
+from pilot.executors.run.guard import die_with_parent
+from pilot.executors.run.meter import Meter
+from pilot.executors.run.scrub import command_environment
+from pilot.model import Blob, Command, Work
+from pilot.states import Outcome
+from pilot.values import encode
+
+EXIT_CODE = "exit_code"
+"""Name of the output that every command has."""
+
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+
+_DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them; programs should not
+_SHOWN_BYTES = 500
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    outcome: Outcome
+    exit_code: int
+    """Negative: the signal that killed it."""
+    why: str
+    """Empty if it succeeded."""
+    outputs: tuple[tuple[str, Blob], ...] = ()
+    cpu_s: float = 0.0
+    max_rss_bytes: int = 0
+    from_outside: bool = False
+    """It was ended by TERM or KILL, not necessarily for anything it did."""
+
+
+class Commands:
+    """Runs commands.
+
+    Args:
+        exchange: values in and out.
+        env: environment in which commands start, before their own variables.
+        project: working directory of a command that names none; others are relative to it.
+        scratch: where private working directories are made.
+        rank: process id of the child's rank.
+    """
+
+    def __init__(self, exchange: Exchange, env: Mapping[str, str], project: str, scratch: str, rank: int) -> None:
+        self._exchange = exchange
+        self._env = env
+        self._project = project
+        self._scratch = scratch
+        self._rank = rank
+        self._terminated = False
+
+    def workdir(self, work: Work) -> tuple[str, bool]:
+        """Return a command's working directory, and whether it is private, i.e. made for it and removed after success.
+
+        Private if it names none and has files or outputs: side by side, equal names would meet.
+        """
+        command = _command_of(work)
+        if command.cwd is not None:
+            return os.path.join(self._project, command.cwd), False
+        if command.files or command.outputs:
+            return os.path.join(self._scratch, f"{work.task}.{work.attempt}"), True
+        return self._project, False
+
+    def run(self, work: Work, meter: Meter) -> Ended:
+        """Run the task's command to its end and collect its outputs.
+
+        Raises:
+            InvalidInput: a file or output leads out of the working directory, or a file's input is no text or bytes.
+            PilotError: a value cannot be fetched or kept.
+            OSError: files cannot be written or read.
+        """
+        command = _command_of(work)
+        workdir, private = self.workdir(work)
+        if private:
+            os.makedirs(workdir, exist_ok=True)
+        self._write_files(work, command, workdir)
+        ended = self._execute(work, command, workdir, meter)
+        if ended.outcome is Outcome.SUCCEEDED:
+            outputs, missing = self._collect(command, workdir)
+            ended = ended._replace(outputs=ended.outputs + outputs)
+            if missing:
+                ended = ended._replace(outcome=Outcome.FAILED, why=missing)
+        if private:
+            if ended.outcome is not Outcome.SUCCEEDED:
+                return ended._replace(why=f"{ended.why}; its working directory was kept: {workdir!r}")
+            import shutil
+
+            shutil.rmtree(workdir, ignore_errors=True)
+        return ended
+
+    # -- before -----------------------------------------------------------------------------------
+
+    def _write_files(self, work: Work, command: Command, workdir: str) -> None:
+        if not command.files:
+            return
+        values = dict(self._exchange.inputs(work, frozenset(command.files.values())))
+        for name, source in command.files.items():
+            path = os.path.join(workdir, _inside(name, "file"))
+            value = values.get(source)
+            if isinstance(value, str):
+                value = value.encode()
+            if not isinstance(value, bytes | bytearray | memoryview):
+                raise InvalidInput(
+                    f"the file {name!r} of the command is made of the input {source!r}, which is of type "
+                    f"{type(value).__name__!r}; give text or bytes"
+                )
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(value)
+
+    # -- the program --------------------------------------------------------------------------------
+
+    def _execute(self, work: Work, command: Command, workdir: str, meter: Meter) -> Ended:
+        argv = ["/bin/sh", "-c", command.argv[0]] if command.shell else list(command.argv)
+        env = command_environment(self._env, work.task, work.attempt, work.cores, command.env)
+        program = _find(argv[0], command.env.get("PATH"))
+        self._terminated = False
+        with self._mortal():
+            try:
+                os.chdir(workdir)
+            except OSError as error:
+                return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
+            try:
+                with meter.limit(work.memory_bytes):
+                    pid = os.posix_spawnp(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
+            except OSError as error:
+                return _not_started(argv[0], workdir, error)
+            finally:
+                os.chdir(self._project)
+            _, status, usage = os.wait4(pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        ended = Ended(Outcome.SUCCEEDED, code, "", (), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        kept = ((EXIT_CODE, self._exchange.keep(encode(code))),)
+        shown = clipped(" ".join(command.argv), _SHOWN_BYTES)
+        if code < 0:
+            outside = self._terminated or -code in (signal.SIGTERM, signal.SIGKILL)
+            why = f"the program {shown!r} {signal_text(-code)}"
+            return ended._replace(outcome=Outcome.CRASHED, why=why, outputs=kept, from_outside=outside)
+        if code:
+            why = f"the program {shown!r} ended with exit code {code}"
+            return ended._replace(outcome=Outcome.FAILED, why=why, outputs=kept, from_outside=self._terminated)
+        return ended._replace(outputs=kept)
+
+    @contextmanager
+    def _mortal(self) -> Iterator[None]:
+        """See that no program outlives the rank: it stays in our process group, and the rank's death tells us.
+
+        Meanwhile a TERM does not end this process: the program has it too, and its end is to be reported.
+        """
+        signal.signal(signal.SIGTERM, self._on_term)
+        try:
+            die_with_parent(self._rank, signal.SIGTERM)
+            yield
+        finally:
+            die_with_parent(self._rank, signal.SIGKILL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        self._terminated = True
+        if os.getppid() != self._rank:
+            os.killpg(0, signal.SIGKILL)
+
+    # -- after --------------------------------------------------------------------------------------
+
+    def _collect(self, command: Command, workdir: str) -> tuple[tuple[tuple[str, Blob], ...], str]:
+        """Return the outputs found, and what to say if one is missing."""
+        outputs: list[tuple[str, Blob]] = []
+        for name, pattern in command.outputs.items():
+            paths = _matches(_inside(pattern, "output"), workdir)
+            if not paths:
+                return tuple(outputs), f"its output {name!r} is missing: no file matches {pattern!r} in {workdir!r}"
+            contents = {path: _read(os.path.join(workdir, path)) for path in paths}
+            value = contents[paths[0]] if len(paths) == 1 else contents
+            outputs.append((name, self._exchange.keep(encode(value, f"the output {name!r}"))))
+        return tuple(outputs), ""
+
+
+def _command_of(work: Work) -> Command:
+    if work.command is None:
+        raise InvalidInput(f"task {work.task} is to run a command but has none")
+    return work.command
+
+
+def _inside(path: str, what: str) -> str:
+    if os.path.isabs(path) or ".." in path.split("/") or path.endswith("/"):
+        raise InvalidInput(f"the {what} {path!r} of the command is not a relative path below its working directory")
+    return path
+
+
+def _find(program: str, path: str | None) -> str:
+    """Return what to execute if the task has a PATH of its own; otherwise the system searches."""
+    if path is not None and "/" not in program:
+        for folder in path.split(":"):
+            candidate = os.path.join(folder, program)
+            if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+                return candidate
+        return f"/nonexistent/{program}"
+    return program
+
+
+def _not_started(program: str, workdir: str, error: OSError) -> Ended:
+    """Say why a program could not be started, with the exit code a shell would give."""
+    code = NOT_FOUND if error.errno == errno.ENOENT else NOT_EXECUTABLE
+    if error.errno == errno.ENOENT:
+        there = "/" in program and os.path.exists(os.path.join(workdir, program))
+        why = "the interpreter in its first line does not exist" if there else "not found"
+    elif error.errno == errno.ENOEXEC:
+        why = "neither a program for this machine nor a script with #! in its first line"
+    else:
+        why = str(error.strerror)
+    return Ended(Outcome.FAILED, code, f"cannot run the program {clipped(program, _SHOWN_BYTES)!r}: {why}")
+
+
+def _matches(pattern: str, workdir: str) -> list[str]:
+    import glob
+
+    return sorted(
+        path for path in glob.glob(pattern, root_dir=workdir, recursive=True)
+        if os.path.isfile(os.path.join(workdir, path))
+    )  # fmt: skip
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

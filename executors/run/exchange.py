@@ -1,0 +1,86 @@
+"""Values on their way into and out of a task; the child's side.
+
+Where bytes lie is decided by their size: small ones travel with the task, others are files in the object
+repository, which the process' entry passes in (this layer does not know `pilot.store`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Protocol
+
+from pilot.errors import ObjectCorrupt, ObjectMissing
+from pilot.model import INLINE_VALUE_BYTES, Blob, Work
+from pilot.values import Encoded, decode, digest
+
+
+class Objects(Protocol):
+    """The object repository as a child uses it."""
+
+    def get(self, hash: str) -> bytes | memoryview:
+        """Return the bytes of an object; they have this hash.
+
+        Raises:
+            ObjectMissing: there is none.
+            ObjectCorrupt: its bytes have another hash.
+        """
+
+    def put(self, encoded: Encoded) -> str:
+        """Store an encoded value durably and return its hash.
+
+        Raises:
+            ObjectStoreFull: there is no room.
+        """
+
+
+class Exchange:
+    """Turns blobs into values and values into blobs.
+
+    Args:
+        objects: where large values are.
+    """
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+
+    def fetch(self, blob: Blob) -> bytes | memoryview:
+        """Return a blob's bytes, from wherever they are, after checking that they have its hash.
+
+        Raises:
+            ObjectMissing: the object is gone.
+            ObjectCorrupt: the bytes have another hash.
+        """
+        if blob.data is None:
+            return self._objects.get(blob.hash)
+        if digest(blob.data) != blob.hash:
+            raise ObjectCorrupt(f"a value that came with the task does not have its hash {blob.hash!r}")
+        return blob.data
+
+    def inputs(self, work: Work, only: Collection[str] | None = None) -> list[tuple[str, Any]]:
+        """Return the task's inputs (or those named in `only`) in order, with linked values in the places of references.
+
+        Raises:
+            ObjectMissing: an object is gone, or a linked value did not come with the task.
+            ObjectCorrupt: bytes have another hash.
+            DecodingError: bytes do not decode here.
+        """
+
+        def resolve(task: str, output: str | None) -> Any:
+            blob = work.linked.get((task, output))
+            if blob is None:
+                raise ObjectMissing(f"output {output!r} of task {task} did not come with task {work.task}")
+            return decode(self.fetch(blob))
+
+        return [
+            (name, decode(self.fetch(blob), resolve)) for name, blob in work.inputs if only is None or name in only
+        ]
+
+    def keep(self, encoded: Encoded) -> Blob:
+        """Return the blob of an output; a large one is in the object repository when this returns.
+
+        Raises:
+            ObjectStoreFull: there is no room for it.
+        """
+        if encoded.size > INLINE_VALUE_BYTES:
+            return Blob(self._objects.put(encoded), encoded.size, None)
+        return Blob(encoded.hash, encoded.size, encoded.data)

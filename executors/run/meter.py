@@ -1,0 +1,81 @@
+"""What a task costs, and its memory limit; the child's side.
+
+Peak memory is the kernel's own high-water mark, reset before each task. The kernel never shows less than
+what the process image before `exec` had (the rank's size then), so below that floor the present size stands
+in for the peak.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+from collections.abc import Iterator
+
+from pilot.model import Usage
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Meter:
+    """Measures one task after the other: `start`, then `stop`."""
+
+    def __init__(self) -> None:
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._refs = os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:  # not in every container
+            self._refs = -1
+        self._reset_peak()
+        self._floor_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._wall = self._cpu = 0.0
+
+    def start(self) -> None:
+        """Begin a task."""
+        self._reset_peak()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def stop(self) -> Usage:
+        """Return what has been used since `start`, by this process and by those it has waited for."""
+        wall_s = time.perf_counter() - self._wall
+        cpu_s = time.process_time() - self._cpu
+        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = peak_kb * 1024 if peak_kb > self._floor_kb else self._statm_pages(1) * _PAGE
+        children, before = resource.getrusage(resource.RUSAGE_CHILDREN), self._children
+        self._children = children
+        if children.ru_maxrss > before.ru_maxrss:
+            peak = max(peak, children.ru_maxrss * 1024)
+        cpu_s += children.ru_utime - before.ru_utime + children.ru_stime - before.ru_stime
+        return Usage(wall_s, cpu_s, peak)
+
+    @contextlib.contextmanager
+    def limit(self, memory_bytes: int | None) -> Iterator[None]:
+        """Let this process, and those it starts, have `memory_bytes` of data beyond what it has now.
+
+        The limit is the soft RLIMIT_DATA: private writable memory, so that neither shared libraries nor
+        mapped files count. Python raises `MemoryError` at it.
+        """
+        if memory_bytes is None:
+            yield
+            return
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = self._statm_pages(5) * _PAGE + memory_bytes
+        limits = [wanted, *(old for old in (soft, hard) if old != resource.RLIM_INFINITY)]
+        resource.setrlimit(resource.RLIMIT_DATA, (min(limits), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    def _reset_peak(self) -> None:
+        if self._refs >= 0:
+            try:
+                os.pwrite(self._refs, b"5", 0)
+            except OSError:
+                self._refs = -1
+                self._floor_kb = 0  # from here on the peak of the whole life is the best we know
+
+    def _statm_pages(self, field: int) -> int:
+        return int(os.pread(self._statm, 200, 0).split()[field])

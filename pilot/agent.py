@@ -1,0 +1,370 @@
+"""The agent: supervises one pilot from its first node; plain Python, never MPI.
+
+Registers the pilot, heartbeats, starts pools and restarts those that died, replays what they spooled and
+returns their leases, cleans up after dead pilots, drains before the end and on a warning, writes the final
+state. ``python -P -m pilot.agent SETTINGS`` runs one; the last line of a batch script is the exec of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from pilot import lifecycle, log, records, signing
+from pilot.config import ProjectConfig, load_project
+from pilot.errors import Fenced, LauncherNotFound, PilotError, StoreError
+from pilot.executors.run.orphans import kill_orphans
+from pilot.executors.run.scrub import scrubbed
+from pilot.model import new_token
+from pilot.states import PilotState, PoolState
+from pilot.store import dependants, pilots, provenance, spool
+from pilot.store.access import checked, store_of
+from pilot.store.mongo import Store
+
+logger = logging.getLogger(__name__)
+
+TICK_S = 0.1
+RECONCILE_S = 30.0
+STORE_LOST_S = 900.0
+"""A pilot whose store has been away for so long ends itself; what it could not write is in its spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class PilotSettings:
+    """What a pilot is told by whoever starts it; a JSON file in its folder."""
+
+    root: str
+    pilot: str
+    site: str
+    launcher: tuple[str, ...]
+    slots: int
+    slot_cores: int
+    end_at: float | None = None
+    """When the pilot must be over (seconds since the epoch)."""
+    beat_s: float = 2.0
+    ttl_s: float = 30.0
+    """A heartbeat unchanged for so long means death."""
+    drain_s: float = 30.0
+    """How long before `end_at` nothing more is begun."""
+    stop_s: float = 10.0
+    """How long before `end_at` what still runs is ended."""
+    idle_s: float | None = None
+    """End after so long without work; None: stay."""
+    restarts_s: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+    """Delays before starts of a pool that died; one more death in a row ends the pilot."""
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> PilotSettings:
+        """Read what `write` wrote."""
+        data: dict[str, Any] = json.loads(path.read_text())
+        return cls(**{**data, "launcher": tuple(data["launcher"]), "restarts_s": tuple(data["restarts_s"])})
+
+
+class PoolProcess:
+    """One start of the pool's MPI program: launcher, log, control file."""
+
+    def __init__(self, settings: PilotSettings, folder: Path, number: int) -> None:
+        self.launch = f"{settings.pilot}.{number}"
+        self.control = folder / f"pool-{number}.control"
+        self.log = folder / f"pool-{number}.log"
+        self._config = folder / f"pool-{number}.json"
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the program in a session of its own.
+
+        Raises:
+            LauncherNotFound: the site's launcher is not there.
+        """
+        s = self._settings
+        self._config.write_text(
+            json.dumps({"settings": asdict(s), "launch": self.launch, "control": str(self.control)}) + "\n"
+        )
+        program = [part.format(ranks=s.slots + 1) for part in s.launcher]
+        here = Path(sys.executable).parent / program[0]
+        found = str(here) if here.is_file() else shutil.which(program[0])
+        if found is None:
+            raise LauncherNotFound(
+                f"cannot start a pool: launcher {program[0]!r} of site {s.site!r} is neither beside "
+                f"{sys.executable!r} nor on the PATH; install an MPI, e.g. pip install 'hpc-pilot[mpich]'"
+            )
+        argv = [found, *program[1:], sys.executable, "-P", "-m", "pilot.pool_main", str(self._config)]
+        env = {**scrubbed(os.environ), "PILOT_POOL": self.launch}
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
+            )
+        logger.info("pool %s: started as process %d", self.launch, self._process.pid)
+
+    def poll(self) -> int | None:
+        """Return the launcher's exit code, or None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def ask(self, wish: str) -> None:
+        """Tell the coordinator what to do, through its control file: signals would kill the program."""
+        partial = self.control.with_suffix(".partial")
+        partial.write_text(wish)
+        partial.rename(self.control)
+
+    def kill(self) -> None:
+        """End the launcher's process group at once."""
+        if self._process is not None and self._process.poll() is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            self._process.wait(10.0)
+
+    def last_words(self) -> str:
+        """Return the end of the pool's log, for messages."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-15:])
+
+
+class Agent:
+    """One pilot's supervisor.
+
+    Args:
+        config: the project.
+        settings: of the pilot.
+        store: open.
+    """
+
+    def __init__(self, config: ProjectConfig, settings: PilotSettings, store: Store) -> None:
+        self._config = config
+        self._settings = settings
+        self._store = store
+        self._signer = signing.Signer(signing.load_key(config.key_file), config.id)
+        self._folder = config.pilot_folder(settings.pilot)
+        self._pool: PoolProcess | None = None
+        self._starts = 0
+        self._backoff = lifecycle.Backoff(settings.restarts_s)
+        self._pools_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)
+        self._pilots_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)
+        self._signals: set[int] = set()
+        self._wish = ""
+        self._store_seen = time.monotonic()
+        self._idle_since: float | None = None
+        self._reason = ""
+
+    def run(self) -> int:
+        """Supervise until the pilot is over; return its exit code."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, self._note_signal)
+        self._register()
+        self._start_pool()
+        beaten = watched = reconciled = 0.0
+        while self._pool is not None:
+            now = time.monotonic()
+            self._mind_signals()
+            if now - beaten >= self._settings.beat_s:
+                beaten = now
+                self._guarded("report", self._beat)
+            if now - watched >= min(self._settings.ttl_s / 4, 5.0):
+                watched = now
+                self._guarded("look after others", self._look_after_others)
+            if now - reconciled >= RECONCILE_S or reconciled == 0.0:
+                reconciled = now
+                self._guarded("reconcile", lambda: dependants.reconcile(self._store))
+            if now - self._store_seen > STORE_LOST_S and not self._wish:
+                self._end_by("now", f"the store has been away for {STORE_LOST_S:.0f} s")
+            code = self._pool.poll()
+            if code is not None:
+                self._pool_ended(code)
+            time.sleep(TICK_S)
+        state = PilotState.ENDED
+        self._guarded("write the final state", lambda: pilots.end(self._store, self._settings.pilot, state, self._reason))
+        logger.info("pilot %s ended: %s", self._settings.pilot, self._reason)
+        return 0 if self._wish else 1
+
+    # -- signals and wishes -----------------------------------------------------------------------
+
+    def _note_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.add(number)
+
+    def _mind_signals(self) -> None:
+        if self._signals:
+            names = ", ".join(signal.Signals(n).name for n in sorted(self._signals))
+            hurry = signal.SIGTERM in self._signals and self._settings.site != "local"
+            self._signals.clear()
+            self._end_by("now" if hurry else "drain", f"drained on {names}")
+
+    def _end_by(self, wish: str, reason: str) -> None:
+        """Ask the pool to end; a stronger wish replaces a weaker one."""
+        if self._pool is None or self._wish == "now" or self._wish == wish:
+            return
+        self._wish = wish
+        self._reason = self._reason or reason
+        logger.info("pilot %s: %s (%s)", self._settings.pilot, wish, reason)
+        self._pool.ask(wish)
+
+    # -- store ------------------------------------------------------------------------------------
+
+    def _register(self) -> None:
+        s = self._settings
+        pilots.register(
+            self._store, s.pilot,
+            {
+                "state": PilotState.RUNNING.value, "site": s.site, "host": socket.gethostname(), "pid": os.getpid(),
+                "slots": s.slots, "slot_cores": s.slot_cores, "ttl_s": s.ttl_s,
+                "started": datetime.now(UTC), "folder": str(self._folder),
+                "end_at": None if s.end_at is None else datetime.fromtimestamp(s.end_at, UTC),
+            },
+        )  # fmt: skip
+
+    def _guarded(self, what: str, action: Any) -> None:
+        """Do something with the store; when it is away, say so and go on."""
+        try:
+            action()
+            self._store_seen = time.monotonic()
+        except Fenced as exc:
+            self._end_by("now", str(exc))
+        except StoreError as exc:
+            self._pools_watch.failed()
+            self._pilots_watch.failed()
+            logger.warning("cannot %s: %s", what, exc)
+
+    def _beat(self) -> None:
+        state = PilotState.DRAINING if self._wish else PilotState.RUNNING
+        doc = pilots.beat(self._store, self._settings.pilot, {"state": state.value})
+        if doc.get("drain"):
+            self._end_by(doc["drain"], "asked by `pilot down`")
+        self._mind_idleness()
+
+    def _mind_idleness(self) -> None:
+        idle_s = self._settings.idle_s
+        if idle_s is None:
+            return
+        pools = pilots.pools(self._store, self._settings.pilot)
+        busy = any(p.get("in_hand", 1) or p.get("waiting", 0) or p.get("unwritten", 0) for p in pools)
+        now = time.monotonic()
+        self._idle_since = None if busy or not pools else self._idle_since or now
+        if self._idle_since is not None and now - self._idle_since > idle_s:
+            self._end_by("drain", f"had no work for {idle_s:g} s")
+
+    def _look_after_others(self) -> None:
+        """Declare dead who does not heartbeat, and reap what the dead have leased."""
+        now = time.monotonic()
+        beats = pilots.pool_beats(self._store)
+        for token in self._pools_watch.look(beats, now):
+            reason = f"its heartbeat stood still for {self._settings.ttl_s:g} s"
+            if pilots.fence(self._store, token, beats[token], reason):
+                logger.warning("pool %s is dead: %s", token, reason)
+        for name in self._pilots_watch.look(pilots.pilot_beats(self._store), now):
+            pilots.end(self._store, name, PilotState.LOST, f"its heartbeat stood still for {self._settings.ttl_s:g} s")
+        self._reap()
+
+    def _reap(self) -> None:
+        for token in pilots.dead_tokens(self._store):
+            spool.replay(self._store, self._config.spool_folder, token)
+            count = pilots.reap(self._store, token, self._lost_record)
+            logger.warning("returned %d leases of dead pool %s", count, token)
+
+    def _lost_record(self, task: dict[str, Any]) -> Any:
+        doc = records.lost_record(task, task["lease"], "its pool died", datetime.now(UTC))
+        return provenance.encode(records.sign(doc, self._signer), records.minimal)
+
+    # -- pools ------------------------------------------------------------------------------------
+
+    def _start_pool(self) -> None:
+        self._starts += 1
+        pool = PoolProcess(self._settings, self._folder, self._starts)
+        try:
+            pool.start()
+        except PilotError as exc:
+            self._reason = str(exc)
+            self._wish = ""
+            self._pool = None
+            logger.error("%s", exc)
+            return
+        self._started_at = time.monotonic()
+        self._pool = pool
+        if self._wish:
+            pool.ask(self._wish)
+
+    def _pool_ended(self, code: int) -> None:
+        """Clean up after a pool, and start another one unless the pilot is ending."""
+        pool = self._pool
+        assert pool is not None
+        count = kill_orphans("PILOT_POOL", pool.launch)
+        logger.info("pool %s ended with exit code %d; %d orphans killed", pool.launch, code, count)
+        if code != 0 or not self._wish:
+            self._guarded("return a dead pool's leases", lambda: self._bury(pool, code))
+        if self._wish or (code == 0 and self._over()):
+            self._reason = self._reason or "its time was over"
+            self._wish = self._wish or "drain"
+            self._pool = None
+            return
+        if time.monotonic() - self._started_at > 60.0:
+            self._backoff.reset()
+        delay = self._backoff.next()
+        if delay is None:
+            words = pool.last_words()
+            self._reason = f"its pool died {self._backoff.failures + 1} times in a row; last words:\n{words}"
+            logger.error("pilot %s gives up: %s", self._settings.pilot, self._reason)
+            self._pool = None
+            return
+        logger.warning("pool %s died (exit code %d); next start in %g s", pool.launch, code, delay)
+        self._sleep(delay)
+        self._start_pool()
+
+    def _over(self) -> bool:
+        end_at = self._settings.end_at
+        return end_at is not None and time.time() > end_at - self._settings.drain_s
+
+    def _sleep(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not self._signals:
+            time.sleep(TICK_S)
+
+    def _bury(self, pool: PoolProcess, code: int) -> None:
+        """Void the token of a pool that is certainly dead, replay its spool, return its leases."""
+        for doc in pilots.pools(self._store, self._settings.pilot):
+            if doc["launch"] == pool.launch:
+                pilots.close_pool(self._store, doc["_id"], PoolState.DEAD, f"its program ended with exit code {code}")
+        self._reap()
+
+
+def main(argv: list[str]) -> int:
+    """Run the agent of the settings file named on the command line."""
+    path = Path(argv[1])
+    settings = PilotSettings.read(path)
+    config = load_project(Path(settings.root))
+    log.to_file(config.pilot_folder(settings.pilot) / "agent.log")
+    try:
+        with store_of(config) as store:
+            checked(store, config)
+            return Agent(config, settings, store).run()
+    except PilotError as exc:
+        logger.error("the pilot cannot work: %s", exc)
+        sys.stderr.write(f"pilot {settings.pilot}: {exc}\n")
+        return 1
+
+
+def new_pilot_id() -> str:
+    """Return an id for a pilot: short, and unlikely ever to be seen again."""
+    return f"p{new_token(6)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,228 @@
+"""Makes the ends of attempts durable, in bulk: record, then end state, then dependants, each before the next.
+
+One thread writes; another releases dependants behind it. When the store cannot be reached, batches go to the
+spool, the thread keeps trying, and nothing that a slot reported is lost.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from bson.raw_bson import RawBSONDocument
+
+from pilot import records, signing
+from pilot.errors import ObjectStoreFull, StoreError, StoreFull, StoreUnavailable
+from pilot.model import Result
+from pilot.prepare import Held
+from pilot.states import GOOD
+from pilot.store import dependants, provenance, tasks
+from pilot.store.mongo import Store
+from pilot.store.spool import Spool
+from pilot.store.tasks import Document, End
+
+log = logging.getLogger(__name__)
+
+BATCH = 1000
+BATCH_S = 0.02
+"""A batch is written when it is full or this old; a lone result at an idle pool does not wait for company."""
+RETRY_S = 0.5
+
+
+class Ended(NamedTuple):
+    """One attempt that a slot reported, or that could not begin."""
+
+    task: Document
+    held: Held | None
+    result: Result
+
+
+class Committer:
+    """Writes what `put` gives it, in order. Use as a context manager: leaving it writes all that is left.
+
+    Args:
+        store: the database.
+        signer: the project's.
+        place: pool and pilot of the records.
+        spool: where records wait when the store is away.
+        put: writes an object.
+        failed: called, from the writing thread, with an error that ends the pool.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        signer: signing.Signer,
+        place: records.Place,
+        spool: Spool,
+        put: records.Put,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._store = store
+        self._signer = signer
+        self._place = place
+        self._spool = spool
+        self._put = put
+        self._failed = failed
+        self._chain = records.Chain(place.token)
+        self._queue: deque[Ended] = deque()
+        self._released: deque[list[str]] = deque()
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._wake_release = threading.Event()
+        self._closing = False
+        self._write_done = False
+        self.unwritten = 0
+        """Attempts that were put and are not durable in the store yet."""
+        self.away_since: float | None = None
+        """Monotonic time since which the store does not answer; None while it does."""
+        self.counts = {"done": 0, "other": 0}
+        self._threads = [
+            threading.Thread(target=self._guard, args=(self._write_loop,), name="commit", daemon=True),
+            threading.Thread(target=self._guard, args=(self._release_loop,), name="release", daemon=True),
+        ]
+
+    def __enter__(self) -> Committer:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def put(self, ended: Iterable[Ended]) -> None:
+        """Take attempts that have ended; returns at once."""
+        new = list(ended)
+        with self._lock:
+            self.unwritten += len(new)
+        self._queue.extend(new)
+        self._wake.set()
+
+    def close(self, timeout_s: float = 60.0) -> bool:
+        """Write what is left, as long as `timeout_s`; return whether all of it is in the store.
+
+        What is not is in the spool, for the agent to replay.
+        """
+        self._closing = True
+        self._wake.set()
+        self._wake_release.set()
+        deadline = time.monotonic() + timeout_s
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return self.unwritten == 0
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except BaseException as exc:  # noqa: BLE001  the one handler at the thread's top
+            self._failed(exc)
+
+    def _write_loop(self) -> None:
+        while True:
+            batch = self._next_batch()
+            if not batch:
+                if self._closing:
+                    break
+                continue
+            self._commit(*self._encode(batch))
+        self._write_done = True
+        self._wake_release.set()
+
+    def _next_batch(self) -> list[Ended]:
+        """Return the next batch; empty if there was nothing for a while."""
+        if not self._queue:
+            self._wake.wait(0.5)
+        self._wake.clear()
+        if len(self._queue) > 1 and not self._closing:
+            deadline = time.monotonic() + BATCH_S
+            while len(self._queue) < BATCH and (left := deadline - time.monotonic()) > 0:
+                time.sleep(min(left, 0.005))
+        return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
+
+    def _encode(self, batch: Sequence[Ended]) -> tuple[list[RawBSONDocument], list[End]]:
+        raws = []
+        ends = []
+        for task, held, result in batch:
+            outcome = result.outcome
+            try:
+                sources = held.sources if held else {}
+                doc = records.record(task, held.inputs if held else (), sources, result, self._place, self._put)
+            except ObjectStoreFull as exc:
+                doc = records.record(task, (), {}, result._replace(outputs=()), self._place, self._put)
+                doc = records.minimal(doc, str(exc))
+            records.sign(doc, self._signer, self._chain)
+            raw = provenance.encode(doc, self._minimal)
+            if raw["outcome"] != outcome:
+                outcome = type(outcome)(raw["outcome"])
+            raws.append(raw)
+            ends.append(End(task["_id"], result.attempt, self._place.token, outcome, task.get("client")))
+        return raws, ends
+
+    def _minimal(self, doc: Document, why: str) -> Document:
+        log.warning("record %s cannot be stored: %s", doc["_id"], why)
+        small = records.sign(records.minimal(doc, why), self._signer)
+        self._chain.close(small)
+        return small
+
+    def _commit(self, raws: Sequence[RawBSONDocument], ends: list[End]) -> None:
+        """Write one batch; while the store is away, spool it and try again."""
+        spooled = None
+        while True:
+            try:
+                ends = provenance.settle(self._store, raws, ends)
+                tasks.finish(self._store, ends, datetime.now(UTC))
+                break
+            except (StoreUnavailable, StoreFull) as exc:
+                if self.away_since is None:
+                    self.away_since = time.monotonic()
+                    log.warning("cannot write results, spooling them: %s", exc)
+                if spooled is None:
+                    spooled = self._spool_or_complain(raws)
+                if self._closing:
+                    return
+                time.sleep(RETRY_S)
+        if self.away_since is not None:
+            log.warning("the store is back after %.1f s", time.monotonic() - self.away_since)
+            self.away_since = None
+        if spooled is not None:
+            spooled.unlink(missing_ok=True)
+        with self._lock:
+            self.unwritten -= len(raws)
+        good = sum(end.outcome in GOOD for end in ends)
+        self.counts["done"] += good
+        self.counts["other"] += len(ends) - good
+        self._released.append([end.task for end in ends])
+        self._wake_release.set()
+
+    def _spool_or_complain(self, raws: Sequence[RawBSONDocument]) -> Path | None:
+        try:
+            return self._spool.write(raws)
+        except OSError as exc:
+            log.error("cannot spool %d results to %s: %s; they stay in memory", len(raws), self._spool.folder, exc)
+            return None
+
+    def _release_loop(self) -> None:
+        """Release dependants behind the writes; what fails here is found by its marker in the next sweep."""
+        while True:
+            if not self._released:
+                if self._write_done:
+                    return
+                self._wake_release.wait(0.5)
+            self._wake_release.clear()
+            ids: list[str] = []
+            while self._released and len(ids) < BATCH:
+                ids += self._released.popleft()
+            if ids:
+                try:
+                    dependants.release(self._store, ids)
+                except StoreError as exc:
+                    log.warning("cannot release dependants, the next sweep will: %s", exc)

@@ -1,0 +1,216 @@
+"""Projects and sites: where a project is, what its settings say, what a site file holds.
+
+A project is a directory with ``.pilot/`` (mode 0700), found from the working directory upward, as git does:
+
+    project.json    id and name of the project, kind of store; no secrets
+    key             signs what the store holds (0600)
+    uri             of the user's own database server, with its password (0600), or absent
+    store/          the embedded database server
+    objects/        values of more than 16 KiB, by content
+    pilots/ID/      a pilot's configuration, log and captured output
+    spool/TOKEN/    results that could not be written to the store yet
+    work/           private working directories of commands
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pilot.errors import ConfigError, InvalidInput, ProjectExists, ProjectNotFound
+from pilot.model import new_token
+
+if TYPE_CHECKING:
+    from pilot.sites import Site
+
+FOLDER = ".pilot"
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectConfig:
+    """Where everything of one project lies.
+
+    Args:
+        root: the project's directory, absolute.
+        id: random name of the project; stands in every signature and names the database.
+        name: what people call it.
+        embedded: whether the store is the embedded server.
+    """
+
+    root: Path
+    id: str
+    name: str
+    embedded: bool
+
+    @property
+    def folder(self) -> Path:
+        """The ``.pilot`` directory."""
+        return self.root / FOLDER
+
+    @property
+    def key_file(self) -> Path:
+        """The key that signs what the store holds."""
+        return self.folder / "key"
+
+    @property
+    def uri_file(self) -> Path:
+        """The URI of the user's own server."""
+        return self.folder / "uri"
+
+    @property
+    def store_folder(self) -> Path:
+        """Where the embedded server keeps its files."""
+        return self.folder / "store"
+
+    @property
+    def objects_folder(self) -> Path:
+        """The object repository."""
+        return self.folder / "objects"
+
+    @property
+    def spool_folder(self) -> Path:
+        """Results that wait for the store."""
+        return self.folder / "spool"
+
+    @property
+    def work_folder(self) -> Path:
+        """Private working directories."""
+        return self.folder / "work"
+
+    @property
+    def database(self) -> str:
+        """Name of the project's database."""
+        return f"pilot_{self.id}"
+
+    def pilot_folder(self, pilot: str) -> Path:
+        """Where one pilot keeps its configuration, log and output."""
+        return self.folder / "pilots" / pilot
+
+
+def find_project(start: Path | str | None = None) -> ProjectConfig:
+    """Return the project of `start` (default: the working directory) or of the nearest directory above.
+
+    Raises:
+        ProjectNotFound: there is none.
+        ConfigError: its settings cannot be read.
+    """
+    here = Path(start or Path.cwd()).resolve()
+    for root in (here, *here.parents):
+        if (root / FOLDER / "project.json").is_file():
+            return load_project(root)
+    raise ProjectNotFound(
+        f"no pilot project in {str(here)!r} or above it; `pilot init` makes one, or change to the project's directory"
+    )
+
+
+def load_project(root: Path) -> ProjectConfig:
+    """Read the settings of the project in `root`.
+
+    Raises:
+        ConfigError: a key is missing, unknown or of the wrong kind.
+    """
+    path = root / FOLDER / "project.json"
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as exc:
+        raise ConfigError(f"cannot read the project's settings {str(path)!r}: {exc}") from exc
+    expected = {"id": str, "name": str, "embedded": bool}
+    if not isinstance(data, dict) or data.keys() != expected.keys():
+        raise ConfigError(f"{str(path)!r} should hold exactly the keys {sorted(expected)}; restore the file")
+    for key, kind in expected.items():
+        if not isinstance(data[key], kind):
+            raise ConfigError(f"{str(path)!r}: {key!r} is {data[key]!r}, expected {kind.__name__}")
+    return ProjectConfig(root.resolve(), data["id"], data["name"], data["embedded"])
+
+
+def create_project(root: Path, uri: str | None = None) -> ProjectConfig:
+    """Make ``.pilot/`` in `root` and write its settings; the key and the store are made by the caller.
+
+    Args:
+        root: an existing directory without a project of its own.
+        uri: of the user's MongoDB server; None: the embedded server.
+
+    Raises:
+        ProjectExists: there is a project already; nothing was changed.
+        ConfigError: the directory cannot be written.
+    """
+    root = root.resolve()
+    if uri is not None and not uri.startswith(("mongodb://", "mongodb+srv://")):
+        raise InvalidInput(f"store {uri.partition('@')[2] or uri!r} is not a MongoDB URI; it begins with mongodb://")
+    if (root / FOLDER / "project.json").exists():
+        raise ProjectExists(f"{str(root)!r} is a pilot project already; nothing was changed")
+    config = ProjectConfig(root, new_token(12), root.name or "project", uri is None)
+    try:
+        config.folder.mkdir(mode=0o700, exist_ok=True)
+        config.folder.chmod(0o700)
+        if uri is not None:
+            write_secret(config.uri_file, uri)
+        _ignore_in_git(config.folder)
+        settings = {"id": config.id, "name": config.name, "embedded": config.embedded}
+        (config.folder / "project.json").write_text(json.dumps(settings, indent=2) + "\n")
+    except OSError as exc:
+        raise ConfigError(f"cannot make a project in {str(root)!r}: {exc}") from exc
+    return config
+
+
+def _ignore_in_git(folder: Path) -> None:
+    (folder / ".gitignore").write_text("*\n")
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner may read."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)
+
+
+def read_secret(path: Path) -> str:
+    """Read a secret; refuse one that others can read.
+
+    Raises:
+        ConfigError: absent, or its mode is open to group or others.
+    """
+    try:
+        if path.stat().st_mode & 0o077:
+            raise ConfigError(f"{str(path)!r} can be read by others; run chmod 600 on it")
+        return path.read_text().strip()
+    except OSError as exc:
+        raise ConfigError(f"cannot read {str(path)!r}: {exc}") from exc
+
+
+# -- sites ----------------------------------------------------------------------------------------
+
+
+def load_site(name: str = "local") -> Site:
+    """Return the shipped site `name`, checked.
+
+    Raises:
+        ConfigError: no such site, or its file has a wrong key or value (file, key and value are named).
+    """
+    import yaml
+    from pydantic import ValidationError
+
+    from pilot.sites import Site
+
+    file = resources.files("pilot").joinpath("site_configs", f"{name}.yaml")
+    if not file.is_file():
+        shipped = sorted(
+            entry.name.removesuffix(".yaml")
+            for entry in resources.files("pilot").joinpath("site_configs").iterdir()
+            if entry.name.endswith(".yaml")
+        )
+        raise ConfigError(f"no site {name!r}; there are: {', '.join(shipped)}")
+    try:
+        data: Any = yaml.safe_load(file.read_text())
+        return Site.model_validate(data)
+    except yaml.YAMLError as exc:
+        raise ConfigError(f"site file {name}.yaml is not YAML: {exc}") from exc
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"site file {name}.yaml: {key!r} is {first.get('input')!r}: {first['msg']}") from exc

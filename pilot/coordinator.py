@@ -1,0 +1,309 @@
+"""Rank 0 of a pool: the loop between store and slots. Lease, place, dispatch, collect, commit.
+
+The main thread speaks MPI and keeps the books; the store is spoken to by the threads of `leasing` and `commit`.
+What is decided is in `lifecycle` and `placement`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pilot import lifecycle, placement, records, signing
+from pilot.commit import Committer, Ended
+from pilot.errors import StoreError
+from pilot.executors.pool import ledger
+from pilot.executors.pool.slots import Slots
+from pilot.executors.run.handle import Finished
+from pilot.leasing import Leaser
+from pilot.model import new_token
+from pilot.prepare import Held, Preparer
+from pilot.states import Outcome, PoolState
+from pilot.store import pilots, tasks
+from pilot.store.mongo import Store
+from pilot.store.objects import Objects
+from pilot.store.spool import Spool
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+
+TICK_S = 0.1
+CONTROL_S = 0.25
+UNWRITTEN_MAX = 20_000
+"""With more results than this on their way to the store, nothing more is leased."""
+BORED_S = 0.01
+"""Shortest time between two recalls for idle slots."""
+
+
+class Wish(StrEnum):
+    """What the agent asks of a pool, in its control file."""
+
+    WORK = "work"
+    DRAIN = "drain"
+    """Lease nothing more, return what has not begun, finish what runs."""
+    NOW = "now"
+    """The same, but end what runs too: it becomes `lost`, without blame."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What a coordinator is told by its agent."""
+
+    pilot: str
+    launch: str
+    """Number of this start of the pool; stands in the environment of every process of it."""
+    site: str
+    control: Path
+    spool: Path
+    slot_cores: int
+    end_at: float | None
+    beat_s: float
+    drain_s: float
+    """How long before `end_at` the pool begins to drain."""
+    stop_s: float
+    """How long before `end_at` what still runs is ended."""
+
+
+class Coordinator:
+    """Runs one pool until it is drained.
+
+    Args:
+        store: the database, open.
+        objects: the object repository.
+        signer: the project's.
+        settings: from the agent.
+        environment: hash of the environment document, stored already.
+    """
+
+    def __init__(
+        self, store: Store, objects: Objects, signer: signing.Signer, settings: PoolSettings, environment: str
+    ) -> None:
+        self._store = store
+        self._objects = objects
+        self._signer = signer
+        self._settings = settings
+        self._environment = environment
+        self._host = socket.gethostname()
+        self.preparer = Preparer(store, objects.get, signer)
+        self._held: dict[Key, Held] = {}
+        self._rate = 0.0
+        self._mean_s: float | None = None
+        self._finished = 0
+        self._cancelling: set[Key] = set()
+        self._error: BaseException | None = None
+        self._recalled = 0.0
+        self._asked_back: set[int] = set()
+        self.wish = Wish.WORK
+
+    def run(self, slots: Slots) -> int:
+        """Work until drained; return the exit code. A fenced pool goes on under a new token.
+
+        Raises:
+            PilotError: the pool cannot go on; the agent replays what it spooled and returns its leases.
+        """
+        while True:
+            token = new_token(16)
+            again = self._run_token(slots, token)
+            if not again:
+                return 0
+
+    # -- one token ------------------------------------------------------------------------------
+
+    def _run_token(self, slots: Slots, token: str) -> bool:
+        """Work under one token; return whether to go on under another."""
+        pilots.open_pool(self._store, token, self._settings.pilot, self._pool_document(slots))
+        place = records.Place(
+            token, self._settings.pilot, self._environment, self._settings.site, os.environ.get("SLURM_JOB_ID")
+        )
+        spool = Spool(self._settings.spool, token)
+        committer = Committer(self._store, self._signer, place, spool, self._objects.put, self._fail)
+        leaser = Leaser(
+            self._store, token, self.preparer,
+            slot_cores=self._settings.slot_cores, end_at=self._settings.end_at, beat_s=self._settings.beat_s,
+            wake=slots.wake, failed=self._fail,
+        )  # fmt: skip
+        log.info("pool %s: %d slots under token %s", self._settings.launch, len(slots.slots), token)
+        with committer, leaser:
+            self._loop(slots, leaser, committer)
+            fenced = leaser.fenced.is_set()
+            self._empty(slots, leaser, committer, fenced)
+            committer.close()
+        if self._error is not None:
+            raise self._error
+        if not fenced:
+            pilots.close_pool(self._store, token, PoolState.ENDED, "drained")
+        return fenced and self.wish is Wish.WORK
+
+    def _pool_document(self, slots: Slots) -> dict[str, Any]:
+        return {
+            "launch": self._settings.launch,
+            "host": self._host,
+            "slots": len(slots.slots),
+            "slot_cores": self._settings.slot_cores,
+            "end_at": self._settings.end_at,
+            "site": self._settings.site,
+        }
+
+    def _fail(self, error: BaseException) -> None:
+        """Note, from any thread, an error that ends the pool."""
+        if self._error is None:
+            self._error = error
+
+    def _loop(self, slots: Slots, leaser: Leaser, committer: Committer) -> None:
+        looked = 0.0
+        counted, since = 0, time.monotonic()
+        while self._error is None and not leaser.fenced.is_set():
+            self._take(slots.poll(TICK_S), slots, leaser, committer)
+            now = leaser.ticked = time.monotonic()
+            if now - looked > CONTROL_S:
+                looked = now
+                self._look_at_control()
+            if now - since > 0.5:
+                self._rate = (self._finished - counted) / (now - since)
+                counted, since = self._finished, now
+                leaser.stats = self._stats(slots, leaser, committer)
+            if self.wish is not Wish.WORK or (slots.slots and not slots.able()):
+                return
+            self._cancel(slots, leaser)
+            self._feed(slots, leaser, committer)
+
+    def _look_at_control(self) -> None:
+        """Read what the agent asks, and whether the end is near."""
+        try:
+            self.wish = Wish(self._settings.control.read_text().strip() or Wish.WORK)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as exc:
+            log.warning("cannot read %s: %s", self._settings.control, exc)
+        end_at = self._settings.end_at
+        if end_at is not None and self.wish is Wish.WORK and time.time() > end_at - self._settings.drain_s:
+            self.wish = Wish.DRAIN
+        if end_at is not None and time.time() > end_at - self._settings.stop_s:
+            self.wish = Wish.NOW
+
+    def _stats(self, slots: Slots, leaser: Leaser, committer: Committer) -> dict[str, Any]:
+        busy = sum(1 for rank in slots.slots if slots.in_hand(rank))
+        return {
+            "busy": busy, "in_hand": slots.load(), "waiting": leaser.waiting, "rate": round(self._rate, 1),
+            "done": committer.counts["done"], "not_done": committer.counts["other"],
+            "unwritten": committer.unwritten, "wish": self.wish.value,
+        }  # fmt: skip
+
+    # -- giving ---------------------------------------------------------------------------------
+
+    def _feed(self, slots: Slots, leaser: Leaser, committer: Committer) -> None:
+        """Give waiting attempts to slots, ask for more, and even out when some slots are idle."""
+        load = {rank: len(slots.in_hand(rank)) for rank in slots.able()}
+        target = lifecycle.prefetch_target(self._mean_s)
+        if leaser.waiting:
+            for rank, count in placement.share(load, target, leaser.waiting).items():
+                given = self._uncancelled(leaser.take(count), leaser)
+                self._held |= {held.item.key: held for held in given}
+                slots.dispatch(rank, [held.item for held in given])
+                load[rank] += len(given)
+        elif any(held == 0 for held in load.values()) and time.monotonic() - self._recalled > BORED_S:
+            self._recalled = time.monotonic()
+            for rank, count in placement.take_back(load).items():
+                if rank not in self._asked_back:
+                    self._asked_back.add(rank)
+                    slots.recall(rank, count)
+        away = committer.away_since is not None or committer.unwritten > UNWRITTEN_MAX
+        there = sum(load.values()) + leaser.waiting
+        leaser.want(0 if away else lifecycle.lease_more(lifecycle.lease_target(len(load), self._mean_s), there))
+
+    def _cancel(self, slots: Slots, leaser: Leaser) -> None:
+        """Pass on what should be cancelled; what waits here is sorted out when its turn comes."""
+        while leaser.cancelled:
+            key = leaser.cancelled.popleft()
+            if key not in self._cancelling and key in leaser.held:
+                self._cancelling.add(key)
+                slots.cancel(*key)
+
+    # -- taking ---------------------------------------------------------------------------------
+
+    def _take(self, events: Sequence[ledger.Event], slots: Slots, leaser: Leaser, committer: Committer) -> None:
+        now = time.time()
+        while leaser.refused:
+            task, error = leaser.refused.popleft()
+            leaser.held.discard((task["_id"], task["attempt"]))
+            committer.put([Ended(task, None, records.refusal(task, error, 0, self._host, now))])
+        for event in events:
+            if isinstance(event, ledger.Finished):
+                self._ended(event.results, leaser, committer)
+            elif isinstance(event, ledger.Returned):
+                self._asked_back.discard(event.slot)
+                self._returned(event.keys, leaser)
+            elif isinstance(event, ledger.Lost):
+                log.error("slot %d is lost: %s", event.slot, event.reason)
+                self._asked_back.discard(event.slot)
+                lost = [self._held.pop(key) for key in event.keys]
+                leaser.held.difference_update(event.keys)
+                committer.put(
+                    Ended(h.task, h, records.lost_result(h.task, event.reason, self._host, now)) for h in lost
+                )
+            elif isinstance(event, ledger.Failing):
+                log.error("slot %d cannot start its child: %s", event.slot, event.reason)
+
+    def _ended(self, results: Sequence[Finished], leaser: Leaser, committer: Committer) -> None:
+        ended = []
+        for finished in results:
+            held = self._held.pop(finished.key)
+            leaser.held.discard(finished.key)
+            result = finished.result()
+            if result.outcome is Outcome.CANCELLED and finished.key not in self._cancelling:
+                result = result._replace(outcome=Outcome.LOST)  # we ended it, nobody asked to cancel it
+            self._cancelling.discard(finished.key)
+            wall_s = result.usage.wall_s
+            self._mean_s = wall_s if self._mean_s is None else self._mean_s + 0.05 * (wall_s - self._mean_s)
+            ended.append(Ended(held.task, held, result))
+        self._finished += len(ended)
+        committer.put(ended)
+
+    def _returned(self, keys: Sequence[Key], leaser: Leaser) -> None:
+        """Take attempts back that have not begun, for another slot."""
+        leaser.put_first(self._uncancelled([self._held.pop(key) for key in keys], leaser))
+
+    def _uncancelled(self, waiting: list[Held], leaser: Leaser) -> list[Held]:
+        """Return to the store those that should be cancelled, which makes them so; keep the others."""
+        if not self._cancelling:
+            return waiting
+        ended = [held.item.key for held in waiting if held.item.key in self._cancelling]
+        if ended:
+            self._give_back(leaser, ended)
+        return [held for held in waiting if held.item.key not in ended]
+
+    def _give_back(self, leaser: Leaser, keys: Sequence[Key]) -> None:
+        try:
+            tasks.give_back(self._store, leaser.token, keys)
+        except StoreError as exc:
+            log.warning("cannot return %d leases; the heartbeat's comparison will: %s", len(keys), exc)
+        leaser.held.difference_update(keys)
+        self._cancelling.difference_update(keys)
+
+    # -- ending ---------------------------------------------------------------------------------
+
+    def _empty(self, slots: Slots, leaser: Leaser, committer: Committer, fenced: bool) -> None:
+        """Return what has not begun, and wait for what has, unless it should end now."""
+        leaser.want(0)
+        self._give_back(leaser, leaser.drop_waiting())
+        for rank in slots.able():
+            slots.recall(rank)
+        killed = False
+        while slots.load() and self._error is None:
+            self._take(slots.poll(TICK_S), slots, leaser, committer)
+            leaser.ticked = time.monotonic()
+            self._give_back(leaser, leaser.drop_waiting())
+            self._cancel(slots, leaser)
+            self._look_at_control()
+            if (self.wish is Wish.NOW or fenced) and not killed:
+                killed = True
+                for key in list(self._held):
+                    slots.cancel(*key)

@@ -1,0 +1,234 @@
+"""Tasks as users write them: the `task` decorator and `command`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, ParamSpec, TypeVar, overload
+
+from pilot import calls, functions
+from pilot.client import Project, current_project
+from pilot.errors import InvalidInput
+from pilot.future import Future
+from pilot.model import Command, Resources, TaskSpec
+from pilot.progress import bar
+from pilot.states import Kind
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PRIORITY_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How tasks are run; the keywords of `task` and `command`."""
+
+    resources: Resources = Resources()
+    retries: int = 0
+    priority: int = 0
+    tags: tuple[str, ...] = ()
+    fresh: bool = False
+    name: str | None = None
+
+
+_OPTION_NAMES = frozenset({"cores", "memory", "walltime", "retries", "priority", "tags", "fresh", "name"})
+
+
+def _options(**given: Any) -> Options:
+    """Check what a user wrote.
+
+    Raises:
+        InvalidInput: an unknown option, a bad duration, a negative resource …; the message names it.
+    """
+    unknown = given.keys() - _OPTION_NAMES
+    if unknown:
+        raise InvalidInput(f"unknown task option {sorted(unknown)[0]!r}; there are: {', '.join(sorted(_OPTION_NAMES))}")
+    tags = given.get("tags", ())
+    if isinstance(tags, str) or not all(isinstance(tag, str) for tag in tags):
+        raise InvalidInput(f'tags {tags!r} are not a list of strings; write tags=["eos"]')
+    retries, priority = given.get("retries", 0), given.get("priority", 0)
+    if not isinstance(retries, int) or retries < 0:
+        raise InvalidInput(f"retries {retries!r} is not a whole number of at least 0")
+    if not isinstance(priority, int) or abs(priority) > PRIORITY_MAX:
+        raise InvalidInput(f"priority {priority!r} is not a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}")
+    resources = Resources.of(given.get("cores", 1), given.get("memory"), given.get("walltime"))
+    return Options(resources, retries, priority, tuple(tags), bool(given.get("fresh", False)), given.get("name"))
+
+
+class Task(Generic[P, R]):
+    """A function that can be run by a pilot. Calling it runs it here: plain Python."""
+
+    __pilot_task__ = True
+
+    def __init__(self, function: Callable[P, R], options: Options) -> None:
+        self.function = function
+        self.options = options
+        functools.update_wrapper(self, function)
+
+    def __repr__(self) -> str:
+        return f"<task {self.__qualname__}>"  # type: ignore[attr-defined]
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now; nothing is recorded."""
+        return self.function(*args, **kwargs)
+
+    def with_options(self, **changes: Any) -> Task[P, R]:
+        """Return the same function with some options changed, e.g. ``walltime="2h"``."""
+        old = self.options
+        resources = old.resources
+        given: dict[str, Any] = {
+            "cores": resources.cores, "memory": resources.memory_bytes, "walltime": resources.walltime_s,
+            "retries": old.retries, "priority": old.priority, "tags": old.tags, "fresh": old.fresh, "name": old.name,
+        }  # fmt: skip
+        return Task(self.function, _options(**{**given, **changes}))
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future:
+        """Submit one call to the open project; it is durable when this returns.
+
+        Futures may stand anywhere inside the arguments. For many calls `map` is far faster.
+
+        Raises:
+            EncodingError: an argument cannot be pickled; the message names it.
+            InvalidInput: the arguments do not fit the function.
+            StoreUnavailable: the task may or may not have been stored.
+        """
+        project = current_project()
+        return project.submit(iter([self._maker(project)(args, kwargs)]))[0]
+
+    def map(self, *iterables: Iterable[Any], **common: Any) -> list[Future]:
+        """Submit one call per set of arguments, thousands per round trip, and return the futures in order.
+
+        Args:
+            iterables: of one length; the k-th call gets the k-th item of each.
+            common: keyword arguments that all calls share.
+
+        Raises:
+            InvalidInput: the lengths differ, or the arguments do not fit the function.
+        """
+        project = current_project()
+        make = self._maker(project)
+        total = min((len(i) for i in iterables if hasattr(i, "__len__")), default=None)
+        with bar(f"submitting {self.options.name or self.__name__}", total) as advance:  # type: ignore[attr-defined]
+            return project.submit((make(args, common) for args in _rows(iterables)), advance)
+
+    def _maker(self, project: Project) -> Callable[[Sequence[Any], Mapping[str, Any]], TaskSpec]:
+        """Return a function from arguments to a task; what all tasks share is done once."""
+        code = functions.describe(self.function)
+        project.register_function(code)
+        options = self.options
+        name = options.name or code.qualname
+        function, encode, new_id = self.function, project.encode_input, project.new_id
+
+        def make(args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskSpec:
+            inputs = tuple(encode(key, value, name) for key, value in calls.bind(function, args, kwargs))
+            return TaskSpec(
+                new_id(), Kind.FUNCTION, name, inputs, code.hash, None, options.resources, options.priority,
+                options.retries, options.fresh, options.tags,
+            )  # fmt: skip
+
+        return make
+
+
+def _rows(iterables: Sequence[Iterable[Any]]) -> Iterator[tuple[Any, ...]]:
+    if not iterables:
+        raise InvalidInput("map needs at least one iterable of arguments")
+    try:
+        yield from zip(*iterables, strict=True)
+    except ValueError as exc:
+        raise InvalidInput(f"map got iterables of different lengths: {exc}") from exc
+
+
+@overload
+def task(function: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
+def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
+    """Make a function a task: ``@pilot.task`` or ``@pilot.task(cores=1, walltime="5m", retries=2)``.
+
+    Args:
+        function: when used without parentheses.
+        options: ``cores``; ``memory`` ("2G"); ``walltime`` ("5m"), after which it is killed; ``retries`` of
+            failed attempts; ``priority`` (larger is sooner); ``tags``; ``fresh``: run in a new process;
+            ``name`` to be shown.
+
+    Raises:
+        InvalidInput: an option is unknown or has a bad value.
+    """
+    checked = _options(**options)
+    if function is None:
+        return lambda inner: Task(inner, checked)
+    if not callable(function):
+        raise InvalidInput(f"task options are given by name, e.g. cores=2, not as {function!r}")
+    return Task(function, checked)
+
+
+@dataclass(frozen=True, slots=True)
+class CommandTask:
+    """A program that can be run by a pilot; made by `command`."""
+
+    command: Command
+    inputs: Mapping[str, Any]
+    options: Options
+
+    def submit(self) -> Future:
+        """Submit it to the open project. Its result is its named outputs, and ``exit_code``, by name."""
+        project = current_project()
+        return project.submit(iter([self._spec(project)]))[0]
+
+    def map(self, count: int) -> list[Future]:
+        """Submit it `count` times."""
+        project = current_project()
+        spec = self._spec(project)
+        with bar(f"submitting {spec.name}", count) as advance:
+            return project.submit((replace(spec, id=project.new_id()) for _ in range(count)), advance)
+
+    def _spec(self, project: Project) -> TaskSpec:
+        options = self.options
+        name = options.name or (self.command.argv[0].split()[0] if self.command.shell else self.command.argv[0])
+        inputs = tuple(project.encode_input(key, value, name) for key, value in self.inputs.items())
+        return TaskSpec(
+            project.new_id(), Kind.COMMAND, name, inputs, None, self.command, options.resources, options.priority,
+            options.retries, options.fresh, options.tags,
+        )  # fmt: skip
+
+
+def command(
+    argv: Sequence[str] | str,
+    *,
+    inputs: Mapping[str, Any] | None = None,
+    outputs: Mapping[str, str] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    shell: bool = False,
+    **options: Any,
+) -> CommandTask:
+    """Describe a program to run.
+
+    Args:
+        argv: program and arguments as a list; a string only with ``shell=True``.
+        inputs: file name → text, bytes or a future of one; written into its private working directory.
+        outputs: name → glob of files to keep, relative to the working directory.
+        env: variables to set.
+        cwd: working directory; default: a private one if there are files, else the project's.
+        shell: run a string with ``/bin/sh -c``.
+        options: as of `task`.
+
+    Raises:
+        InvalidInput: a string without ``shell=True``, an empty list, an unknown option …
+    """
+    if isinstance(argv, str) != shell:
+        how = "a list of arguments" if isinstance(argv, str) else "a string"
+        raise InvalidInput(f"command {argv!r} should be {how}{' (or say shell=True)' if isinstance(argv, str) else ''}")
+    words = (argv,) if isinstance(argv, str) else tuple(map(str, argv))
+    if not words or not words[0]:
+        raise InvalidInput(f"command {argv!r} names no program")
+    files = {name: name for name in inputs or {}}
+    for name in files:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise InvalidInput(f"input file {name!r} is not below the working directory")
+    made = Command(words, shell, cwd, dict(env or {}), files, dict(outputs or {}))
+    return CommandTask(made, dict(inputs or {}), _options(**options))
+
+

@@ -1,0 +1,183 @@
+"""The one tree of errors that `pilot` raises.
+
+Every class says when it is raised and what a caller can do. Messages read: what was tried, on what,
+what happened, what to do; lower case, values by ``!r``, no trailing dot.
+"""
+
+from __future__ import annotations
+
+
+class PilotError(Exception):
+    """Base of everything that this package raises on purpose."""
+
+
+# -- what the user gave ---------------------------------------------------------------------------
+
+
+class InvalidInput(PilotError, ValueError):
+    """A value given by the user is not acceptable; the message names it and what is expected."""
+
+
+class EncodingError(InvalidInput):
+    """A value cannot be encoded (an argument at submit, a result at the end of a task)."""
+
+
+class ForeignFuture(InvalidInput):
+    """A future of another project, or one that makes a cycle, was given as an argument."""
+
+
+class TaskNotFound(PilotError, LookupError):
+    """No task has this id, or a shortened id fits several."""
+
+
+# -- project and trust ----------------------------------------------------------------------------
+
+
+class ProjectError(PilotError):
+    """The project directory or its settings cannot be used as they are."""
+
+
+class ProjectNotFound(ProjectError):
+    """No ``.pilot`` directory in the working directory or above it."""
+
+
+class ProjectExists(ProjectError):
+    """``pilot init`` where a project already is."""
+
+
+class ConfigError(ProjectError):
+    """A configuration file has a wrong key or value; the message names file, key and value."""
+
+
+class SignatureError(PilotError):
+    """A signature does not fit its payload: another key, or somebody changed the document.
+
+    Nothing of the payload has been unpickled or run.
+    """
+
+
+# -- values and objects ---------------------------------------------------------------------------
+
+
+class DecodingError(PilotError):
+    """Stored bytes do not decode to a value (missing module, damaged bytes)."""
+
+
+class PythonMismatch(DecodingError):
+    """The submitter's Python minor version is not this one: pickled code does not load across them."""
+
+
+class CodeChanged(DecodingError):
+    """The source file of a function is no longer the one that was recorded at submit."""
+
+
+class ObjectMissing(PilotError):
+    """The object repository has no file for this hash."""
+
+
+class ObjectCorrupt(PilotError):
+    """An object's bytes do not have the hash that names it. It was not served."""
+
+
+class ObjectStoreFull(PilotError):
+    """The object repository cannot take more bytes (disk full or quota)."""
+
+
+# -- the store ------------------------------------------------------------------------------------
+
+
+class StoreError(PilotError):
+    """Base of what the database can answer."""
+
+
+class StoreUnavailable(StoreError):
+    """The database did not answer, or not for certain: the call may or may not have happened.
+
+    Every operation of `pilot.store` is idempotent: repeat it.
+    """
+
+
+class StoreFull(StoreError):
+    """The database cannot take more data (disk full or quota). Free space, then repeat."""
+
+
+class StoreDenied(StoreError):
+    """The database refused the user or password, or the user lacks a right."""
+
+
+class StoreRejected(StoreError):
+    """The database refused the operation itself; repeating it will not help. This is a defect."""
+
+
+class DocumentTooLarge(StoreRejected):
+    """A document is over the database's limit, or holds a number outside its range."""
+
+
+class DuplicateKey(StoreError):
+    """A document with this ``_id`` is already stored."""
+
+
+class SchemaMismatch(StoreError):
+    """The database was made by a newer or an older `pilot`; the message says what to do."""
+
+
+class ServerError(StoreError):
+    """The embedded database server cannot be started, reached or stopped."""
+
+
+class ServerNotFound(ServerError):
+    """No ``mongod`` program was found; the message gives the three ways to get one."""
+
+
+# -- the life of a task ---------------------------------------------------------------------------
+
+
+class IllegalTransition(PilotError):
+    """A task was to move between states that the table does not connect. This is a defect."""
+
+
+class TaskError(PilotError):
+    """Base of what `Future.result` raises for a task that did not succeed."""
+
+
+class TaskFailed(TaskError):
+    """The task ended `failed`; the text has the remote traceback, host and task id.
+
+    Args:
+        task: the task's id.
+        reason: the last attempt's outcome or ``upstream``, ``missing``, ``record`` …
+        message: everything worth reading, with the remote traceback.
+        record: id of the official record, if an attempt began.
+    """
+
+    def __init__(self, task: str, reason: str, message: str, record: str | None = None) -> None:
+        super().__init__(message)
+        self.task = task
+        self.reason = reason
+        self.record = record
+
+    def __reduce__(self) -> tuple[type[TaskFailed], tuple[str, str, str, str | None]]:
+        return type(self), (self.task, self.reason, str(self), self.record)
+
+
+# -- pilots and pools -----------------------------------------------------------------------------
+
+
+class PilotDied(PilotError):
+    """A pilot that was waited for is no longer there; the message has its last words."""
+
+
+class PoolError(PilotError):
+    """A pool could not start or work as asked."""
+
+
+class LauncherNotFound(PoolError):
+    """The site's MPI launcher is not on the PATH."""
+
+
+class WorldSizeMismatch(PoolError):
+    """The launcher started singletons instead of one MPI program."""
+
+
+class Fenced(PoolError):
+    """This pool was declared dead by somebody else: its token is void."""

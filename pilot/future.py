@@ -1,0 +1,137 @@
+"""A task's result that is not there yet: a `concurrent.futures.Future` with a task's id."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from pilot.errors import PilotError
+from pilot.states import State
+
+
+class Owner(Protocol):
+    """What a future needs of its project."""
+
+    def record_of(self, task: str) -> dict[str, Any] | None:
+        """Return the official record, or the latest one there is."""
+
+    def state_of(self, task: str) -> State:
+        """Return the task's state as the store has it now."""
+
+    def cancel(self, *tasks: str | Future) -> None:
+        """Ask that tasks be cancelled."""
+
+
+class Future(concurrent.futures.Future[Any]):
+    """The result of one task; made by `submit`, `map` or `Project.task`, not by hand.
+
+    It may stand anywhere inside the arguments of other tasks, and so may ``future["name"]``: the named output
+    of a command, or that item of a function's result.
+    """
+
+    def __init__(self, task: str, owner: Owner) -> None:
+        super().__init__()
+        self.id = task
+        self._owner = owner
+        self._decoded = False
+
+    def __repr__(self) -> str:
+        return f"<Future {self.id} {self._ended_state() or 'not ended'}>"
+
+    def __getitem__(self, name: str) -> Output:
+        return Output(self, name)
+
+    def __iter__(self) -> Any:
+        raise TypeError("a future cannot be iterated; use future.result() or future['name']")
+
+    def __reduce__(self) -> Any:
+        raise PilotError(
+            f"the future of task {self.id!r} cannot be pickled by itself; pass it as an argument of another task"
+        )
+
+    def __pilot_link__(self) -> tuple[str, str | None]:
+        """Say which output of which task this stands for."""
+        return self.id, None
+
+    @property
+    def project(self) -> Owner:
+        """The project it belongs to."""
+        return self._owner
+
+    @property
+    def state(self) -> State:
+        """The task's state: from memory if it has ended, else asked of the store."""
+        return self._ended_state() or self._owner.state_of(self.id)
+
+    def _ended_state(self) -> State | None:
+        if not self.done():
+            return None
+        if self.cancelled():
+            return State.CANCELLED
+        return State.FAILED if super().exception(0) is not None else State.DONE
+
+    def record(self) -> dict[str, Any] | None:
+        """Return the task's provenance document: the official one, else the latest attempt's, else None."""
+        return self._owner.record_of(self.id)
+
+    def cancel(self) -> bool:
+        """Ask that the task be cancelled; True unless it has ended already.
+
+        It is over when the future says `cancelled`: a task that runs is stopped by its pool, and a success
+        that comes first stands.
+        """
+        if self.done():
+            return self.cancelled()
+        self._owner.cancel(self)
+        return True
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the task's value, waiting for it up to `timeout` seconds.
+
+        Raises:
+            TaskFailed: it failed; the text has the remote traceback, host and task id.
+            concurrent.futures.CancelledError: it was cancelled.
+            TimeoutError: it has not ended in time.
+            SignatureError: its record is not what the pool wrote.
+            DecodingError: its value does not load here.
+        """
+        value = super().result(timeout)
+        if not self._decoded:
+            self._result = cast("Callable[[], Any]", value)()  # decoded by whoever asks first, not by the watcher
+            self._decoded = True
+            return self._result
+        return value
+
+    def end_cancelled(self) -> None:
+        """Mark it cancelled; for its project."""
+        if super().cancel():
+            self.set_running_or_notify_cancel()
+
+
+class Output:
+    """One named output of a task that has not ended; stands in arguments like a future."""
+
+    __slots__ = ("future", "name")
+
+    def __init__(self, future: Future, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"an output is named by a string, not by {name!r}")
+        self.future = future
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Output {self.name!r} of task {self.future.id}>"
+
+    def __pilot_link__(self) -> tuple[str, str | None]:
+        """Say which output of which task this stands for."""
+        return self.future.id, self.name
+
+    @property
+    def project(self) -> Owner:
+        """The project it belongs to."""
+        return self.future.project
+
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the value of this output; raises as `Future.result` does."""
+        return self.future.result(timeout)[self.name]

@@ -1,0 +1,242 @@
+"""Takes work from the store ahead of need, on a thread of its own, and keeps the pool's token honest.
+
+Leases in bulk when told how much is wanted; renews the heartbeat; compares what is leased under the token with
+what is held, and returns the rest; learns of cancellations. When the pool has been declared dead by others, it
+says so once and leases nothing more under that token.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pilot import lifecycle, placement
+from pilot.errors import Fenced, StoreError
+from pilot.model import BUCKETS, Resources, bucket_of
+from pilot.prepare import Held, Preparer, Refused
+from pilot.store import events, pilots, tasks
+from pilot.store.mongo import Store
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+
+IDLE_S = 2.0
+"""How often an idle pool looks for work without a hint."""
+CLASSES_S = 1.0
+"""How long the list of ready classes is believed."""
+MISSED_S = 5.0
+"""An attempt leased under the token for so long and not held is returned: the reply to its lease was lost."""
+
+
+class Leaser:
+    """The pool's side of the queue. Use as a context manager.
+
+    Args:
+        store: the database.
+        token: the lease token; its pool document exists.
+        preparer: verifies and completes what was leased.
+        slot_cores: cores of one slot.
+        end_at: when the pilot ends (seconds since the epoch), or None.
+        beat_s: heartbeat period.
+        wake: called, from a thread, when there is something for the main loop.
+        failed: called, from a thread, with an error that ends the pool.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        token: str,
+        preparer: Preparer,
+        *,
+        slot_cores: int,
+        end_at: float | None,
+        beat_s: float,
+        wake: Callable[[], None],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        self._store = store
+        self.token = token
+        self._preparer = preparer
+        self._slot_cores = slot_cores
+        self._end_at = end_at
+        self._beat_s = beat_s
+        self._wake_main = wake
+        self._failed = failed
+        self._ready: deque[Held] = deque()
+        self.refused: deque[Refused] = deque()
+        self.cancelled: deque[Key] = deque()
+        self.held: set[Key] = set()
+        """Attempts this process answers for, from their lease to their end; the main loop takes them out."""
+        self.stats: dict[str, Any] = {}
+        """What the heartbeat reports; the main loop fills it."""
+        self.ticked = time.monotonic()
+        """When the main loop last went round: without it the heartbeat stops."""
+        self.fenced = threading.Event()
+        self.store_seen = time.monotonic()
+        self._bucket = bucket_of(token)
+        self._wanted = 0
+        self._dry = False
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._missed: dict[Key, float] = {}
+        self._threads = [
+            threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
+            for name, loop in (("lease", self._lease_loop), ("beat", self._beat_loop), ("hints", self._hint_loop))
+        ]
+
+    def __enter__(self) -> Leaser:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._wake.set()
+        for thread in self._threads:
+            thread.join(10.0)
+
+    # -- for the main loop ----------------------------------------------------------------------
+
+    def want(self, count: int) -> None:
+        """Say how many attempts more could be used now; 0: none."""
+        self._wanted = count
+        if count and not self._dry:
+            self._wake.set()
+
+    @property
+    def waiting(self) -> int:
+        """How many attempts are leased and wait for a slot."""
+        return len(self._ready)
+
+    def take(self, count: int) -> list[Held]:
+        """Take up to `count` attempts for slots."""
+        return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
+
+    def put_first(self, again: Sequence[Held]) -> None:
+        """Put back attempts that a slot returned; they go out first."""
+        self._ready.extendleft(reversed(again))
+
+    def drop_waiting(self) -> list[Key]:
+        """Take out everything that waits for a slot, to be returned."""
+        return [(held.item.task, held.item.attempt) for held in self.take(len(self._ready))]
+
+    # -- threads --------------------------------------------------------------------------------
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        except Fenced as exc:
+            log.warning("%s", exc)
+            self.fenced.set()
+            self._wake_main()
+        except BaseException as exc:  # noqa: BLE001  the one handler at the thread's top
+            self._failed(exc)
+
+    def _lease_loop(self) -> None:
+        classes: list[str] = []
+        listed = 0.0
+        while not self._closing.is_set() and not self.fenced.is_set():
+            wanted, self._wanted = self._wanted, 0
+            if not wanted:
+                self._wake.wait(IDLE_S)
+                self._wake.clear()
+                continue
+            try:
+                if not classes or time.monotonic() - listed > CLASSES_S:
+                    classes = self._classes()
+                    listed = time.monotonic()
+                got = self._lease(classes, wanted) if classes else 0
+            except StoreError as exc:
+                log.warning("cannot lease: %s", exc)
+                self._closing.wait(1.0)
+                continue
+            if got < wanted // 2:
+                classes = []
+            self._dry = not got
+            if self._dry:  # until a hint says that there is work
+                self._wake.wait(IDLE_S)
+                self._wake.clear()
+
+    def _classes(self) -> list[str]:
+        """Return the ready classes that one slot can run before the pilot ends."""
+        now = time.time()
+        fitting = []
+        for name in tasks.ready_classes(self._store):
+            resources = Resources.from_key(name)
+            if placement.fits(resources, self._slot_cores) and lifecycle.fits_before(
+                resources.walltime_s, now, self._end_at
+            ):
+                fitting.append(name)
+        return fitting
+
+    def _lease(self, classes: Sequence[str], wanted: int) -> int:
+        docs = tasks.lease(self._store, self.token, classes, wanted, self._bucket, datetime.now(UTC))
+        if not docs:
+            self._bucket = (self._bucket + 1) % BUCKETS
+            return 0
+        self._bucket = docs[-1]["bucket"]
+        self.held.update((doc["_id"], doc["attempt"]) for doc in docs)
+        held, refused = self._prepare(docs)
+        self._ready.extend(held)
+        self.refused.extend(refused)
+        self._wake_main()
+        return len(docs)
+
+    def _prepare(self, docs: Sequence[dict[str, Any]]) -> tuple[list[Held], list[Refused]]:
+        """Prepare in the end, however often the store goes away in between: the leases are ours."""
+        while True:
+            try:
+                return self._preparer.prepare(docs)
+            except StoreError as exc:
+                log.warning("cannot complete leased tasks: %s", exc)
+                if self._closing.wait(1.0):
+                    return [], []
+
+    def _beat_loop(self) -> None:
+        while not self._closing.wait(self._beat_s):
+            if time.monotonic() - self.ticked > 10 * self._beat_s:
+                log.error("the main loop has not gone round for %.0f s", time.monotonic() - self.ticked)
+                continue
+            try:
+                pilots.beat_pool(self._store, self.token, dict(self.stats))
+                self._give_back_missed(tasks.held(self._store, self.token))
+                self.store_seen = time.monotonic()
+            except StoreError as exc:
+                log.warning("cannot report: %s", exc)
+
+    def _give_back_missed(self, leased: Mapping[str, int]) -> None:
+        """Return what is leased under the token and was not held over two looks: its lease's answer was lost."""
+        now = time.monotonic()
+        missed = [key for key in leased.items() if key not in self.held]
+        self._missed = {key: self._missed.get(key, now) for key in missed}
+        old = [key for key, since in self._missed.items() if now - since > MISSED_S]
+        if old:
+            log.warning("returning %d leases that never arrived", len(old))
+            tasks.give_back(self._store, self.token, old)
+
+    def _hint_loop(self) -> None:
+        query = {"kind": {"$in": [events.READY, events.CANCEL]}}
+        with events.tail(self._store, query) as tail:
+            looked = 0.0
+            while not self._closing.is_set():
+                try:
+                    event = tail.next()
+                    now = time.monotonic()
+                    if event is not None and event["kind"] == events.READY:
+                        self._wake.set()
+                    if (event is not None and event["kind"] == events.CANCEL) or now - looked > 2.0:
+                        looked = now
+                        found = tasks.to_cancel(self._store, self.token)
+                        if found:
+                            self.cancelled.extend(found.items())
+                            self._wake_main()
+                except StoreError as exc:
+                    log.info("no hints: %s", exc)
+                    self._closing.wait(1.0)
+

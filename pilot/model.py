@@ -1,0 +1,342 @@
+"""The words of the system as types: ids, durations, resources, tasks to submit, work and its results.
+
+Plain data only: no clock, no files, no network. Imported by every process, workers included, so it
+stays light.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pilot.errors import InvalidInput
+from pilot.states import Kind, Outcome
+
+SCHEMA = 1
+"""Version of the documents in the store; `store.schema` refuses any other."""
+
+INLINE_VALUE_BYTES = 16 * 1024
+"""An encoded value above this goes to the object repository."""
+
+INLINE_DOCUMENT_BYTES = 256 * 1024
+"""What a document may hold inline in all; lists and values beyond it become objects."""
+
+PENDING_MAX = 1000
+"""Most parents one document may wait for; a wider join gets join documents."""
+
+BUCKETS = 64
+"""The ready queue is split in this many buckets so that pools do not fight over one head."""
+
+LOST_BUDGET = 20
+"""How often an attempt may be `lost` before the task fails; apart from the user's retries."""
+
+TAIL_BYTES = 4096
+"""How much of a task's captured output its record keeps."""
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter is mistaken for a digit
+
+
+def new_token(length: int = 10) -> str:
+    """Return `length` random characters (5 bits each) that read well aloud."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def bucket_of(task: str) -> int:
+    """Return the bucket of the ready queue in which this task waits."""
+    return zlib.crc32(task.encode()) % BUCKETS
+
+
+def record_id(task: str, attempt: int) -> str:
+    """Return the `_id` of the provenance record of one attempt."""
+    return f"{task}:{attempt}"
+
+
+# -- durations and sizes --------------------------------------------------------------------------
+
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS_B = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_PART = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)")
+_CLOCK = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
+
+
+def parse_duration(value: str | int | float, name: str = "duration") -> float:
+    """Return seconds for ``90``, ``"90"``, ``"5m"``, ``"1h30m"``, ``"2d"`` or Slurm's ``[D-]HH:MM:SS``.
+
+    Raises:
+        InvalidInput: not a duration, or not above zero.
+    """
+    seconds: float | None = None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str):
+        text = value.strip().lower()
+        clock = _CLOCK.fullmatch(text)
+        if clock:
+            d, a, b, c = (int(g) if g else 0 for g in clock.groups())
+            seconds = d * 86400 + (a * 3600 + b * 60 + c if clock[4] else a * 60 + b)
+            if clock[1] and not clock[4]:  # Slurm's D-HH:MM
+                seconds = d * 86400 + a * 3600 + b * 60
+        else:
+            parts = _PART.findall(text)
+            if parts and _PART.sub("", text).strip() == "" and all(u in _UNITS_S for _, u in parts):
+                seconds = sum(float(n) * _UNITS_S[u] for n, u in parts)
+    if seconds is None or not 0 < seconds < float("inf"):
+        raise InvalidInput(f'{name} {value!r} is not a duration above zero; write e.g. "90s", "5m", "1h30m" or "2d"')
+    return seconds
+
+
+def parse_size(value: str | int, name: str = "memory") -> int:
+    """Return bytes for ``1048576``, ``"512M"``, ``"2GiB"`` (powers of 1,024).
+
+    Raises:
+        InvalidInput: not a size, or not above zero.
+    """
+    size: int | None = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", value.strip().lower())
+        if match:
+            size = int(float(match[1]) * _UNITS_B[match[2]])
+    if size is None or size <= 0:
+        raise InvalidInput(f'{name} {value!r} is not a size above zero; write e.g. "512M" or "2G"')
+    return size
+
+
+# -- what a task needs ----------------------------------------------------------------------------
+
+_CLASS = re.compile(r"c(\d+)(?:m(\d+))?(?:w(\d+(?:\.\d+)?))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one task asks for.
+
+    Args:
+        cores: CPU cores, at least 1.
+        memory_bytes: limit of the task's data segment, or None for no limit.
+        walltime_s: seconds after which it is killed, or None for no limit.
+    """
+
+    cores: int = 1
+    memory_bytes: int | None = None
+    walltime_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.cores, int) or isinstance(self.cores, bool) or self.cores < 1:
+            raise InvalidInput(f"cores {self.cores!r} is not a whole number above zero")
+        if self.memory_bytes is not None:
+            parse_size(self.memory_bytes, "memory")
+        if self.walltime_s is not None:
+            parse_duration(self.walltime_s, "walltime")
+
+    @classmethod
+    def of(
+        cls, cores: int = 1, memory: str | int | None = None, walltime: str | int | float | None = None
+    ) -> Resources:
+        """Make resources from what a user writes (``memory="2G"``, ``walltime="5m"``)."""
+        return cls(
+            cores,
+            None if memory is None else parse_size(memory, "memory"),
+            None if walltime is None else parse_duration(walltime, "walltime"),
+        )
+
+    @property
+    def key(self) -> str:
+        """The name of the class that all equal requests share; `from_key` reads it back."""
+        memory = "" if self.memory_bytes is None else f"m{self.memory_bytes}"
+        walltime = "" if self.walltime_s is None else f"w{self.walltime_s:g}"
+        return f"c{self.cores}{memory}{walltime}"
+
+    @classmethod
+    def from_key(cls, key: str) -> Resources:
+        """Return the resources that `key` names.
+
+        Raises:
+            InvalidInput: not a class name.
+        """
+        match = _CLASS.fullmatch(key)
+        if not match:
+            raise InvalidInput(f"{key!r} does not name a resource class")
+        return cls(int(match[1]), int(match[2]) if match[2] else None, float(match[3]) if match[3] else None)
+
+
+# -- values on their way --------------------------------------------------------------------------
+
+
+class Blob(NamedTuple):
+    """An encoded value: its identity and, if it is small, its bytes.
+
+    `data` is None when the bytes lie in the object repository under `hash`.
+    """
+
+    hash: str
+    size: int
+    data: bytes | None
+
+
+class Link(NamedTuple):
+    """One use of another task's output inside an argument."""
+
+    path: str
+    """Where it stands, as a person would write it: ``futures[3]``."""
+    task: str
+    output: str | None
+    """Name of the output, or None for the whole result."""
+
+
+class Input(NamedTuple):
+    """One named argument of a task."""
+
+    name: str
+    blob: Blob
+    links: tuple[Link, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A program to run.
+
+    Args:
+        argv: the program and its arguments; for a shell command, one string.
+        shell: run ``argv[0]`` with ``/bin/sh -c``.
+        cwd: working directory; None: a private one if there are files, else the project's.
+        env: variables set on top of the pilot's environment.
+        files: name of the file to write before the start → name of the input that holds its text.
+        outputs: output name → glob of the files to keep, relative to the working directory.
+    """
+
+    argv: tuple[str, ...]
+    shell: bool = False
+    cwd: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    outputs: Mapping[str, str] = field(default_factory=dict)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain data, the form that is signed and stored."""
+        return {
+            "argv": list(self.argv),
+            "shell": self.shell,
+            "cwd": self.cwd,
+            "env": [list(pair) for pair in sorted(self.env.items())],
+            "files": [list(pair) for pair in sorted(self.files.items())],
+            "outputs": [list(pair) for pair in sorted(self.outputs.items())],
+        }
+
+    @classmethod
+    def from_document(cls, doc: Mapping[str, Any]) -> Command:
+        """Read what `document` wrote."""
+        return cls(
+            tuple(doc["argv"]), doc["shell"], doc["cwd"],
+            dict(doc["env"]), dict(doc["files"]), dict(doc["outputs"]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """One task to submit. `id` is unique in the project; parents are the tasks its inputs link to."""
+
+    id: str
+    kind: Kind
+    name: str
+    inputs: tuple[Input, ...] = ()
+    function: str | None = None
+    command: Command | None = None
+    resources: Resources = Resources()
+    priority: int = 0
+    retries: int = 0
+    fresh: bool = False
+    tags: tuple[str, ...] = ()
+    waits: str = "done"
+    """``"done"``: parents must succeed, their values are used; ``"end"``: any end of theirs will do."""
+
+    @property
+    def parents(self) -> list[str]:
+        """Ids of the tasks this one waits for, each once, in the order of their use."""
+        return list(dict.fromkeys(link.task for item in self.inputs for link in item.links))
+
+
+class FunctionCode(NamedTuple):
+    """A function as stored: enough to run it and to read it in five years."""
+
+    hash: str
+    module: str
+    qualname: str
+    source: str
+    source_hash: str
+    module_hash: str
+    """BLAKE2b-256 of the module's file at submit; empty when there is none (notebook, ``-c``)."""
+    pickle: Blob | None
+    """The function by value, when it cannot be imported by name."""
+    python: str
+    """Minor version of the submitter, ``"3.11"``."""
+    git: dict[str, Any] | None = None
+
+
+# -- work in a pool -------------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """One attempt as a child needs it. The coordinator makes it; ranks pass it on unopened."""
+
+    task: str
+    attempt: int
+    kind: Kind
+    name: str
+    function: str | None
+    command: Command | None
+    inputs: tuple[tuple[str, Blob], ...]
+    """Arguments by name, in the order of the signature."""
+    linked: dict[tuple[str, str | None], Blob]
+    """Value of every (task, output) that the inputs link to."""
+    memory_bytes: int | None
+    cores: int
+
+
+class Failure(NamedTuple):
+    """Why an attempt did not succeed, with its address."""
+
+    type: str
+    message: str
+    traceback: str
+    rank: int
+    host: str
+
+
+class Usage(NamedTuple):
+    """What an attempt cost."""
+
+    wall_s: float
+    cpu_s: float
+    max_rss_bytes: int
+
+
+class Log(NamedTuple):
+    """Where an attempt's captured output lies; `offset` and `length` in bytes, `tail` at most 4 KiB."""
+
+    file: str
+    offset: int
+    length: int
+    tail: str
+
+
+class Result(NamedTuple):
+    """How one attempt ended, as the worker's side saw it. Times are seconds since the epoch (UTC)."""
+
+    task: str
+    attempt: int
+    outcome: Outcome
+    outputs: tuple[tuple[str, Blob], ...]
+    failure: Failure | None
+    exit_code: int | None
+    started: float
+    finished: float
+    usage: Usage
+    rank: int
+    host: str
+    log: Log | None = None

@@ -1,0 +1,105 @@
+"""Entry of a pool's MPI program and of its children: decides who it is before it imports either side.
+
+``python -P -m pilot.pool_main CONFIG`` is one rank, started by the launcher: rank 0 is the coordinator, the
+others are slots. ``python -P -m pilot.pool_main --child CONFIG RANK HOST`` is the child of a slot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Be what the arguments and the launcher say; return the exit code of a child, else do not return."""
+    if argv[1] == "--child":
+        return _child(argv[2], int(argv[3]), argv[4])
+    config: dict[str, Any] = json.loads(Path(argv[1]).read_text())
+    from pilot.executors.pool.identity import rank_from_environment
+
+    rank = rank_from_environment(os.environ)
+    from pilot.executors.pool.world import guarded
+
+    if rank is not None and rank > 0:
+        guarded(lambda: _slot(argv[1], config, rank))
+    guarded(lambda: _coordinator(config))
+
+
+def _folder(config: dict[str, Any]) -> Path:
+    settings = config["settings"]
+    return Path(settings["root"]) / ".pilot" / "pilots" / str(settings["pilot"])
+
+
+def _child(path: str, rank: int, host: str) -> int:
+    from pilot.executors.run.child import Place, inherit, serve
+    from pilot.store.objects import Objects
+
+    ends = inherit()
+    config: dict[str, Any] = json.loads(Path(path).read_text())
+    root = Path(config["settings"]["root"])
+    folder = root / ".pilot"
+    serve(ends, Place(rank, rank, host, str(root), str(folder / "work")), Objects(folder / "objects"))
+    return 0
+
+
+def _slot(path: str, config: dict[str, Any], rank: int) -> int:
+    import socket
+
+    from pilot.executors.pool.worker import run
+    from pilot.executors.run.handle import Child
+    from pilot.executors.run.output import Output, slot_file
+    from pilot.executors.run.scrub import child_environment
+
+    settings = config["settings"]
+    host = socket.gethostname()
+    argv = [sys.executable, "-P", "-m", "pilot.pool_main", "--child", path, str(rank), host]
+    env = child_environment(os.environ, config["launch"], settings["slot_cores"])
+    output = Output(slot_file(_folder(config) / "output", host, rank))
+    child = Child(argv, env, output, rank, host)
+    child.start()
+    return run(child, settings["slots"] + 1, host)
+
+
+def _coordinator(config: dict[str, Any]) -> int:
+    from pilot import log, signing
+    from pilot.config import load_project
+    from pilot.coordinator import Coordinator, PoolSettings
+    from pilot.environment import capture
+    from pilot.executors.pool.slots import Slots
+    from pilot.executors.pool.world import EXIT_LEFTOVER, start
+    from pilot.store import provenance
+    from pilot.store.access import store_of
+    from pilot.store.objects import Objects
+
+    log.to_stderr()
+    told = config["settings"]
+    project = load_project(Path(told["root"]))
+    settings = PoolSettings(
+        pilot=told["pilot"], launch=config["launch"], site=told["site"], control=Path(config["control"]),
+        spool=project.spool_folder, slot_cores=told["slot_cores"], end_at=told["end_at"], beat_s=told["beat_s"],
+        drain_s=told["drain_s"], stop_s=told["stop_s"],
+    )  # fmt: skip
+    world = start(told["slots"] + 1)
+    signer = signing.Signer(signing.load_key(project.key_file), project.id)
+    with store_of(project, start=False) as store:
+        environment = capture(world.library, site=told["site"])
+        provenance.put_environment(store, environment)
+        coordinator = Coordinator(store, Objects(project.objects_folder), signer, settings, environment["_id"])
+        slots = Slots(world.transport(), world.library, coordinator.preparer.functions.__getitem__)
+        slots.wait_hello(120.0)
+        code = coordinator.run(slots)
+        slots.stop(30.0)
+        if not slots.close():
+            world.abort(EXIT_LEFTOVER, "a slot did not say goodbye")
+    world.finish()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

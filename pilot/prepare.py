@@ -1,0 +1,186 @@
+"""From a leased task's document to work that a slot can run: check signatures, fetch code and linked values.
+
+Nothing reaches a slot that was not verified here: the task, its function, and the records of the parents
+whose outputs it uses. A task that cannot be run is refused with a reason, and the others go on.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pilot import records, signing
+from pilot.errors import DecodingError, ObjectMissing, PilotError, PythonMismatch, SignatureError
+from pilot.executors.run.handle import Item
+from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Resources, Work
+from pilot.states import Kind, State
+from pilot.store import provenance, tasks
+from pilot.store.mongo import Store
+
+PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+Document = dict[str, Any]
+
+
+class Held(NamedTuple):
+    """A leased attempt, ready for a slot, with what its record will need."""
+
+    task: Document
+    item: Item
+    inputs: tuple[Input, ...]
+    sources: records.Sources
+
+
+class Refused(NamedTuple):
+    """A leased attempt that cannot be run, and why."""
+
+    task: Document
+    error: PilotError
+
+
+class Preparer:
+    """Prepares tasks of one project; keeps the functions it has verified.
+
+    Args:
+        store: the database.
+        get: reads an object of the repository.
+        signer: the project's.
+    """
+
+    def __init__(self, store: Store, get: Callable[[str], bytes], signer: signing.Signer) -> None:
+        self._store = store
+        self._get = get
+        self._signer = signer
+        self.functions: dict[str, FunctionCode] = {}
+        self._bad_functions: dict[str, PilotError] = {}
+
+    def prepare(self, docs: Sequence[Document]) -> tuple[list[Held], list[Refused]]:
+        """Verify and complete leased tasks; at most four queries however many they are.
+
+        Raises:
+            StoreUnavailable: nothing was prepared; the leases stand.
+        """
+        refused: list[Refused] = []
+        good: list[tuple[Document, tuple[Input, ...]]] = []
+        for doc in docs:
+            try:
+                good.append((doc, self._verified(doc)))
+            except PilotError as exc:
+                refused.append(Refused(doc, exc))
+        self._load_functions({doc["function"] for doc, _ in good if doc["function"]})
+        parents = {link.task for _, inputs in good for item in inputs for link in item.links}
+        officials = self._officials(parents) if parents else {}
+        held = []
+        for doc, inputs in good:
+            try:
+                held.append(self._complete(doc, inputs, officials))
+            except PilotError as exc:
+                refused.append(Refused(doc, exc))
+        return held, refused
+
+    def _verified(self, doc: Document) -> tuple[Input, ...]:
+        try:
+            inputs = records.unpack_inputs(doc["inputs"], self._get)
+            fields = signing.task_fields(doc, inputs)
+        except (KeyError, TypeError, ValueError) as exc:
+            raise SignatureError(f"the document of task {doc['_id']!r} is malformed: {exc!r}") from exc
+        self._signer.verify("task", SCHEMA, fields, doc["signature"])
+        return inputs
+
+    def _load_functions(self, hashes: Iterable[str]) -> None:
+        missing = [digest for digest in hashes if digest not in self.functions]
+        if not missing:
+            return
+        there = provenance.get_functions(self._store, missing)
+        for digest in missing:
+            try:
+                self.functions[digest] = self._function(digest, there.get(digest))
+                self._bad_functions.pop(digest, None)
+            except PilotError as exc:
+                self._bad_functions[digest] = exc
+
+    def _function(self, digest: str, doc: Document | None) -> FunctionCode:
+        if doc is None:
+            raise ObjectMissing(f"function {digest[:16]}… is not in the store; submit the task anew")
+        code = code_from(doc)
+        self._signer.verify("function", SCHEMA, signing.function_fields(code), doc["signature"])
+        if code.python != PYTHON:
+            raise PythonMismatch(
+                f"function {code.qualname!r} was submitted from Python {code.python}, this pilot runs Python {PYTHON}: "
+                f"start the pilot with Python {code.python}, then `pilot retry` the task"
+            )
+        return code
+
+    def _officials(self, parents: set[str]) -> dict[str, Document]:
+        """Return the official record of each parent, verified; one that does not verify is left out."""
+        found = tasks.get(self._store, parents, ["official", "state"])
+        official = {doc["official"]: task for task, doc in found.items() if doc["state"] == State.DONE}
+        there = provenance.get(self._store, official, records.VERIFIED_FIELDS)
+        return {official[name]: record for name, record in there.items()}
+
+    def _complete(self, doc: Document, inputs: tuple[Input, ...], officials: Mapping[str, Document]) -> Held:
+        function = doc["function"]
+        if function and function not in self.functions:
+            raise self._bad_functions[function]
+        linked: dict[tuple[str, str | None], Blob] = {}
+        sources: dict[tuple[str, str | None], list[records.Source]] = {}
+        for item in inputs:
+            for link in item.links:
+                if (link.task, link.output) not in sources:
+                    self._resolve(link.task, link.output, officials.get(link.task), linked, sources)
+        resources = Resources.from_key(doc["class"])
+        command = Command.from_document(doc["command"]) if doc["command"] else None
+        work = Work(
+            doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
+            tuple((item.name, item.blob) for item in inputs), linked, resources.memory_bytes, resources.cores,
+        )  # fmt: skip
+        frame = pickle.dumps(work, 5)
+        item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, doc.get("fresh", False), frame)
+        return Held(doc, item, inputs, sources)
+
+    def _resolve(
+        self,
+        task: str,
+        output: str | None,
+        record: Document | None,
+        linked: dict[tuple[str, str | None], Blob],
+        sources: dict[tuple[str, str | None], list[records.Source]],
+    ) -> None:
+        """Find the value of one link; a command's whole result is all of its outputs."""
+        if record is None:
+            raise DecodingError(f"its parent {task!r} has no official record; `pilot show {task}` says more")
+        records.verify(record, self._signer)
+        outputs = {entry["name"]: entry for entry in records.unpack(record["outputs"], self._get)}
+        if output in outputs:
+            used = [outputs[output]]
+            linked[task, output] = records.blob_from(used[0])
+        elif "result" in outputs:
+            used = [outputs["result"]]
+            linked[task, None] = records.blob_from(used[0])  # the child takes the item out of it
+        elif output is None and outputs:
+            used = list(outputs.values())
+            linked |= {(task, one["name"]): records.blob_from(one) for one in used}
+        else:
+            raise DecodingError(f"its parent {task!r} has no output {output!r}, only {sorted(outputs)}")
+        sources[task, output] = [records.Source(record["_id"], e["name"], e["hash"], e["size"]) for e in used]
+
+
+def code_from(doc: Document) -> FunctionCode:
+    """Return the function that a document of the `functions` collection holds."""
+    pickled = doc.get("pickle")
+    blob = Blob(pickled["hash"], pickled["size"], pickled.get("data")) if pickled else None
+    return FunctionCode(
+        doc["_id"], doc["module"], doc["qualname"], doc["source"], doc["source_hash"], doc["module_hash"], blob,
+        doc["python"], doc.get("git"),
+    )  # fmt: skip
+
+
+def code_document(code: FunctionCode, signature: bytes) -> Document:
+    """Return a function as the `functions` collection holds it."""
+    doc = code._asdict()
+    doc["_id"] = doc.pop("hash")
+    doc["pickle"] = {k: v for k, v in code.pickle._asdict().items() if v is not None} if code.pickle else None
+    doc["signature"] = signature
+    return {key: value for key, value in doc.items() if value is not None}

@@ -1,0 +1,337 @@
+"""Documents made of values: a task's inputs as stored, and the provenance record of one attempt.
+
+Pure: the object repository is a function passed in, the clock is in the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pilot import signing, values
+from pilot.errors import PilotError
+from pilot.model import (
+    INLINE_DOCUMENT_BYTES,
+    INLINE_VALUE_BYTES,
+    SCHEMA,
+    Blob,
+    Failure,
+    Input,
+    Link,
+    Result,
+    Usage,
+    record_id,
+)
+from pilot.states import Outcome
+
+Document = dict[str, Any]
+Put = Callable[[values.Encoded], str]
+"""Writes an encoded value to the object repository and returns its hash."""
+
+_LINK_BYTES = 48
+_ENTRY_BYTES = 160
+
+# -- lists that may be too long for a document ----------------------------------------------------
+
+
+def pack(items: list[Document], put: Put, inline: int) -> Any:
+    """Return a list as a document holds it: itself, or the name of the object it became.
+
+    Args:
+        items: plain data.
+        put: writes an object.
+        inline: bytes that the list would take in the document, about.
+    """
+    if inline <= INLINE_DOCUMENT_BYTES:
+        return items
+    return {"object": put(values.encode(items)), "count": len(items)}
+
+
+def unpack(stored: Any, get: Callable[[str], bytes]) -> list[Document]:
+    """Return the list that `pack` stored; `get` reads an object."""
+    if isinstance(stored, Mapping):
+        items: list[Document] = values.decode(get(stored["object"]))
+        return items
+    return list(stored)
+
+
+# -- a task's inputs ------------------------------------------------------------------------------
+
+
+def blob_of(encoded: values.Encoded, put: Put) -> Blob:
+    """Return the value with its bytes if it is small; else write it to the repository and name it."""
+    if encoded.size <= INLINE_VALUE_BYTES:
+        return Blob(encoded.hash, encoded.size, encoded.data)
+    put(encoded)
+    return Blob(encoded.hash, encoded.size, None)
+
+
+def pack_inputs(inputs: Sequence[Input], put: Put) -> Any:
+    """Return a task's inputs as its document holds them; small values stay as their encoded bytes."""
+    entries: list[Document] = []
+    budget = INLINE_DOCUMENT_BYTES // 2
+    for item in inputs:
+        name, blob, links = item
+        entry: Document = {"name": name, "hash": blob.hash, "size": blob.size}
+        if blob.data is not None:
+            budget -= blob.size
+            if budget >= 0:
+                entry["data"] = blob.data
+            else:
+                put(values.Encoded(blob.hash, blob.size, (blob.data,)))
+        if links:
+            entry["links"] = [list(link) for link in links]
+        entries.append(entry)
+    if sum(len(item.links) for item in inputs) * _LINK_BYTES + len(entries) * _ENTRY_BYTES < INLINE_DOCUMENT_BYTES // 2:
+        return entries
+    return pack(entries, put, INLINE_DOCUMENT_BYTES + 1)
+
+
+def unpack_inputs(stored: Any, get: Callable[[str], bytes]) -> tuple[Input, ...]:
+    """Return what `pack_inputs` stored."""
+    return tuple(
+        Input(
+            entry["name"],
+            Blob(entry["hash"], entry["size"], entry.get("data")),
+            tuple(Link(*link) for link in entry.get("links", ())),
+        )
+        for entry in unpack(stored, get)
+    )
+
+
+# -- values in records ----------------------------------------------------------------------------
+
+
+def _value_fields(blob: Blob) -> Document:
+    """Return hash, size, and the value as people can read and query it, or its bytes, or nothing (an object)."""
+    fields: Document = {"hash": blob.hash, "size": blob.size}
+    if blob.data is None:
+        fields["object"] = True
+    else:
+        native = values.native(blob.data)
+        if native is values.NOT_NATIVE:
+            fields["data"] = blob.data
+        else:
+            fields["value"] = native
+    return fields
+
+
+def blob_from(entry: Mapping[str, Any]) -> Blob:
+    """Return the value that an input or output of a record holds."""
+    if "value" in entry:
+        return Blob(entry["hash"], entry["size"], values.reencode(entry["value"]))
+    data = entry.get("data")
+    return Blob(entry["hash"], entry["size"], None if data is None else bytes(data))
+
+
+def _fit(entries: list[Document], put: Put) -> Any:
+    """Keep what a record holds inline within its budget: the largest values become objects, then the list itself."""
+    total = len(entries) * _ENTRY_BYTES + sum(e["size"] for e in entries if "object" not in e)
+    budget = INLINE_DOCUMENT_BYTES // 2
+    if total <= budget:
+        return entries
+    for entry in sorted(entries, key=lambda e: -int(e["size"])):
+        if total <= budget or "object" in entry or "source" in entry:
+            continue
+        blob = blob_from(entry)
+        if blob.data is not None:
+            put(values.Encoded(blob.hash, blob.size, (blob.data,)))
+            entry.pop("value", None)
+            entry.pop("data", None)
+            entry["object"] = True
+            total -= blob.size
+    return pack(entries, put, total if total > budget else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a linked value came from: the parent's official record, its output, and what that holds."""
+
+    record: str
+    output: str
+    hash: str
+    size: int
+
+
+Sources = Mapping[tuple[str, str | None], Sequence[Source]]
+"""Of every (task, output) that is linked to; several where the whole result of a command is meant."""
+
+
+def _inputs(inputs: Sequence[Input], sources: Sources) -> list[Document]:
+    """Return a record's inputs: one per argument, one per link inside an argument, each with its own name."""
+    entries: list[Document] = []
+    for name, blob, links in inputs:
+        whole = len(links) == 1 and links[0].path == name
+        if not whole:
+            entries.append({"name": name, **_value_fields(blob)})
+        for link in links:
+            found = sources.get((link.task, link.output), ())
+            for source in found:
+                origin: Document = {"record": source.record, "output": source.output}
+                if link.output is not None and link.output != source.output:
+                    origin["item"] = link.output
+                path = link.path if len(found) == 1 else f'{link.path}["{source.output}"]'
+                entries.append({"name": path, "hash": source.hash, "size": source.size, "source": origin})
+    return entries
+
+
+# -- records --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What all records of one pool share."""
+
+    token: str
+    pilot: str
+    environment: str | None
+    site: str
+    job: str | None = None
+
+
+@dataclass(slots=True)
+class Chain:
+    """The digest chain of one token's records: each record names the one before it."""
+
+    token: str
+    seq: int = 0
+    prev: str = ""
+
+    def link(self) -> Document:
+        """Return the chain fields of the next record."""
+        self.seq += 1
+        return {"token": self.token, "seq": self.seq, "prev": self.prev}
+
+    def close(self, doc: Mapping[str, Any]) -> None:
+        """Note that this signed record is the latest link."""
+        self.prev = signing.chain(doc["chain"]["prev"], doc["signature"])
+
+
+def record(
+    task: Mapping[str, Any],
+    inputs: Sequence[Input],
+    sources: Sources,
+    result: Result,
+    place: Place,
+    put: Put,
+) -> Document:
+    """Return the record of one attempt, not yet signed.
+
+    Args:
+        task: the task's document as leased.
+        inputs: its inputs.
+        sources: where the linked ones came from.
+        result: how the attempt ended.
+        place: pool and pilot.
+        put: writes objects that do not fit the document.
+    """
+    doc = _head(task, result.attempt, result.outcome, place)
+    doc["inputs"] = _fit(_inputs(inputs, sources), put)
+    doc["outputs"] = _fit([{"name": name, **_value_fields(blob)} for name, blob in result.outputs], put)
+    if result.exit_code is not None:
+        doc["exit_code"] = result.exit_code
+    if result.failure is not None:
+        doc["exception"] = result.failure._asdict()
+    doc |= {"host": result.host, "rank": result.rank, "usage": result.usage._asdict()}
+    doc["time"] |= {"started": _utc(result.started), "finished": _utc(result.finished)}
+    if result.log is not None:
+        doc["output_log"] = result.log._asdict()
+    return doc
+
+
+def _head(task: Mapping[str, Any], attempt: int, outcome: Outcome, place: Place) -> Document:
+    doc: Document = {
+        "_id": record_id(task["_id"], attempt),
+        "task": task["_id"],
+        "attempt": attempt,
+        "token": place.token,
+        "kind": task["kind"],
+        "name": task["name"],
+        "outcome": outcome.value,
+        "function": task.get("function"),
+        "command": task.get("command"),
+        "resources": task["class"],
+        "environment": place.environment,
+        "pilot": place.pilot,
+        "site": place.site,
+        "job": place.job,
+        "time": {"submitted": task["submitted"], "leased": task.get("leased")},
+        "task_signature": task["signature"],
+    }
+    if "tags" in task:
+        doc["tags"] = task["tags"]
+    return {key: value for key, value in doc.items() if value is not None} | {"inputs": [], "outputs": []}
+
+
+def lost_record(task: Mapping[str, Any], token: str, reason: str, now: datetime) -> Document:
+    """Return the record of an attempt that went down with its pool, written by whoever found out."""
+    doc = _head(task, task["attempt"], Outcome.LOST, Place(token, "", None, ""))
+    for name in ("pilot", "site"):
+        doc.pop(name)
+    doc["time"]["finished"] = now
+    doc["exception"] = Failure("PoolLost", reason, "", -1, "")._asdict()
+    return doc
+
+
+def minimal(doc: Mapping[str, Any], why: str) -> Document:
+    """Return the record that stands in for one that cannot be stored: outcome `failed`, reason `record`."""
+    keep = ("_id", "task", "attempt", "token", "kind", "name", "pilot", "task_signature", "environment", "site", "chain")
+    small = {key: doc[key] for key in keep if key in doc}
+    moments = {key: value for key, value in doc["time"].items() if isinstance(value, datetime)}
+    failure = Failure("RecordRejected", why[:2000], "", -1, str(doc.get("host", ""))[:200])
+    return {
+        **small, "outcome": Outcome.FAILED.value, "reason": "record", "exception": failure._asdict(),
+        "time": moments, "inputs": [], "outputs": [],
+    }  # fmt: skip
+
+
+def sign(doc: Document, signer: signing.Signer, chain: Chain | None = None) -> Document:
+    """Sign a record in place and return it.
+
+    With a `chain`, the record becomes its next link; else it keeps the link it has, or stands outside of any
+    (``seq`` 0), as what others write about a dead pool's attempts does.
+    """
+    if chain is not None:
+        doc["chain"] = chain.link()
+    else:
+        doc.setdefault("chain", {"token": doc["token"], "seq": 0, "prev": ""})
+    doc["signature"] = signer.sign("record", SCHEMA, signing.record_fields(doc))
+    if chain is not None:
+        chain.close(doc)
+    return doc
+
+
+def verify(doc: Mapping[str, Any], signer: signing.Signer) -> None:
+    """Check that a record is what its pool wrote.
+
+    Raises:
+        SignatureError: it is not; nothing of it may be unpickled.
+    """
+    signer.verify("record", SCHEMA, signing.record_fields(doc), doc.get("signature"))
+
+
+VERIFIED_FIELDS = (
+    "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", "signature",
+)  # fmt: skip
+"""What must be read of a record to verify it."""
+
+
+def refusal(task: Mapping[str, Any], error: PilotError, rank: int, host: str, now: float) -> Result:
+    """Return the result of an attempt that could not begin because the task itself cannot be run."""
+    failure = Failure(type(error).__name__, str(error), "", rank, host)
+    usage = Usage(0.0, 0.0, 0)
+    return Result(task["_id"], task["attempt"], Outcome.FAILED, (), failure, None, now, now, usage, rank, host)
+
+
+def lost_result(task: Mapping[str, Any], reason: str, host: str, now: float) -> Result:
+    """Return the result of an attempt whose slot went away."""
+    failure = Failure("SlotLost", reason, "", -1, host)
+    return Result(
+        task["_id"], task["attempt"], Outcome.LOST, (), failure, None, now, now, Usage(0.0, 0.0, 0), -1, host
+    )
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,197 @@
+"""Signatures over what the database holds, because the database is not trusted to carry code.
+
+A signature is the HMAC-SHA256, under the project's key, of the canonical bytes of (project id, kind,
+version, fields). The functions `task_fields`, `function_fields` and `record_fields` say which fields count,
+so that nobody without the key can move a payload to another task, edit a command or swap two results.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+import stat
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pilot.errors import ConfigError, ProjectError, ProjectExists, SignatureError
+from pilot.plain import dump
+
+if TYPE_CHECKING:
+    from pilot.model import FunctionCode, Input, TaskSpec
+
+KEY_BYTES = 32
+
+# -- the key --------------------------------------------------------------------------------------
+
+
+def create_key(path: Path) -> bytes:
+    """Write a new random key to a file that only its owner can read, and return it.
+
+    Raises:
+        ProjectExists: the file exists; a key is never overwritten, because nothing signed would verify.
+        ProjectError: the file cannot be written.
+    """
+    key = secrets.token_bytes(KEY_BYTES)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as exc:
+        raise ProjectExists(f"the key {str(path)!r} exists already; it was left as it is") from exc
+    except OSError as exc:
+        raise ProjectError(f"cannot write the key {str(path)!r}: {exc.strerror}") from exc
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o600)  # whatever the umask
+            file.write(key.hex().encode() + b"\n")
+            file.flush()
+            os.fsync(descriptor)
+    except OSError as exc:
+        path.unlink(missing_ok=True)
+        raise ProjectError(f"cannot write the key {str(path)!r}: {exc.strerror}") from exc
+    return key
+
+
+def load_key(path: Path) -> bytes:
+    """Return the key in a file.
+
+    Raises:
+        ProjectError: there is no such file, or it cannot be read, or others can read or write it.
+        ConfigError: the file does not hold a key.
+    """
+    try:
+        with open(path, "rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(4 * KEY_BYTES)
+    except OSError as exc:
+        raise ProjectError(f"cannot read the project's key {str(path)!r}: {exc.strerror}") from exc
+    if mode & 0o077:
+        raise ProjectError(
+            f"the key {str(path)!r} is open to others (mode {mode:04o}); close it with `chmod 600 {path}`, "
+            "and make a new project if somebody may have read it"
+        )
+    try:
+        key = bytes.fromhex(text.decode("ascii").strip())
+    except ValueError as exc:
+        raise ConfigError(f"{str(path)!r} does not hold a key: it is not hexadecimal") from exc
+    if len(key) != KEY_BYTES:
+        raise ConfigError(f"{str(path)!r} does not hold a key: {len(key)} bytes, expected {KEY_BYTES}")
+    return key
+
+
+# -- signatures -----------------------------------------------------------------------------------
+
+
+class Signer:
+    """Signs and verifies for one project.
+
+    Args:
+        key: the project's key, `KEY_BYTES` long.
+        project: the project's id; part of every signature.
+    """
+
+    __slots__ = ("_key", "project")
+
+    def __init__(self, key: bytes, project: str) -> None:
+        self._key = key
+        self.project = project
+
+    def __repr__(self) -> str:
+        return f"Signer(project={self.project!r})"  # never the key
+
+    def sign(self, kind: str, version: int, fields: Any) -> bytes:
+        """Return the signature of `fields`, which are plain data (tuples count as lists)."""
+        text = dump([self.project, kind, version, fields])
+        return hmac.digest(self._key, text.encode("utf-8", "surrogatepass"), "sha256")
+
+    def verify(self, kind: str, version: int, fields: Any, signature: object) -> None:
+        """Return if the signature fits. Call it before anything of the payload is unpickled or run.
+
+        Raises:
+            SignatureError: another key, another kind or version, or somebody changed the document.
+        """
+        try:
+            expected = self.sign(kind, version, fields)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise SignatureError(f"cannot verify a {kind}: its fields are not plain data: {exc}") from exc
+        if not isinstance(signature, bytes) or not hmac.compare_digest(expected, signature):
+            raise SignatureError(
+                f"the signature of a {kind} of the project {self.project!r} does not fit: it was signed with "
+                "another key, or somebody changed the document; nothing of it was run"
+            )
+
+
+def chain(previous: str, signature: bytes) -> str:
+    """Return the digest that binds a record to all that its coordinator wrote before.
+
+    Args:
+        previous: the digest up to the record before; "" for the first.
+        signature: of the record that is added.
+    """
+    return blake2b(previous.encode("ascii") + b":" + signature, digest_size=32).hexdigest()
+
+
+# -- which fields count ---------------------------------------------------------------------------
+
+
+def task_fields(task: TaskSpec | Mapping[str, Any], inputs: Sequence[Input] | None = None) -> list[Any]:
+    """Return what decides what a task runs, on what. Not its name, tags, priority and retries.
+
+    Args:
+        task: at submit the specification, later the document in the store; both give the same fields.
+        inputs: read from the document; a specification has its own.
+
+    Raises:
+        KeyError: something is missing from the document.
+    """
+    if isinstance(task, Mapping):
+        head = [task["_id"], task["kind"], task["function"], task["command"]]
+        tail = [task["class"], task.get("fresh", False), task["waits"]]
+    else:
+        command = None if task.command is None else task.command.document()
+        head = [task.id, task.kind, task.function, command]
+        tail = [task.resources.key, task.fresh, task.waits]
+        inputs = task.inputs if inputs is None else inputs
+    return [*head, [(name, blob.hash, links) for name, blob, links in inputs or ()], *tail]
+
+
+def function_fields(code: FunctionCode) -> list[Any]:
+    """Return what decides what a function does. Its source text is covered by the source's hash."""
+    return [
+        code.hash,
+        code.module,
+        code.qualname,
+        code.source_hash,
+        code.module_hash,
+        code.pickle.hash if code.pickle is not None else None,
+        code.python,
+    ]
+
+
+def record_fields(record: Mapping[str, Any]) -> list[Any]:
+    """Return what a record claims: who ended which attempt how, of what task, from what, with what.
+
+    The task's own signature is among them: it binds the record to what the task was when it ran.
+
+    Raises:
+        SignatureError: something signed is missing from the document, or has another form.
+    """
+    try:
+        return [
+            record["task"],
+            record["attempt"],
+            record["token"],
+            record["outcome"],
+            record["task_signature"].hex(),
+            _names_and_hashes(record["inputs"]),
+            _names_and_hashes(record["outputs"]),
+        ]
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise SignatureError(f"cannot verify a record: it is not one: {type(exc).__name__}: {exc}") from exc
+
+
+def _names_and_hashes(values: Any) -> list[Any]:
+    if isinstance(values, Mapping):  # the list itself is an object, and its hash covers it
+        return ["object", values["object"], values["count"]]
+    return [(item["name"], item["hash"]) for item in values]

@@ -1,0 +1,95 @@
+"""Where code comes from: source text, digests of files, the state of the git repository around it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from pilot.values import digest
+
+_GIT_TIMEOUT_S = 2.0
+_digests: dict[str, tuple[int, int, str]] = {}
+_git_states: dict[str, dict[str, Any] | None] = {}
+
+
+def source_of(function: Any) -> str:
+    """Return the dedented source text of a callable (of its class, for a callable object); "" if there is none."""
+    import inspect
+    from textwrap import dedent
+
+    while type(function).__name__ == "partial" and callable(getattr(function, "func", None)):
+        function = function.func
+    if not hasattr(function, "__qualname__"):
+        function = type(function)
+    try:
+        return dedent(inspect.getsource(function))
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return ""
+
+
+def file_of_module(name: str) -> str | None:
+    """Return the path of the file an imported module was made of, or None (builtin, notebook, ``-c``)."""
+    path = getattr(sys.modules.get(name), "__file__", None)
+    return path if isinstance(path, str) and os.path.isfile(path) else None
+
+
+def file_digest(path: str) -> str:
+    """Return the BLAKE2b-256 of a file, "" if it cannot be read. Read again only if its time or size changed."""
+    try:
+        status = os.stat(path)
+        known = _digests.get(path)
+        if known is not None and known[:2] == (status.st_mtime_ns, status.st_size):
+            return known[2]
+        with open(path, "rb") as file:
+            found = digest(file.read())
+    except OSError:
+        return ""
+    _digests[path] = (status.st_mtime_ns, status.st_size, found)
+    return found
+
+
+def in_environment(path: str) -> bool:
+    """Whether a file belongs to the Python installation, and not to the user's own work."""
+    return any(os.path.realpath(path).startswith(os.path.join(root, "")) for root in _roots())
+
+
+def _roots() -> set[str]:
+    roots = {os.path.dirname(os.__file__)}
+    roots |= {part for part in sys.path if part.endswith(("site-packages", "dist-packages"))}
+    return {os.path.realpath(root) for root in roots}
+
+
+def git_state(path: str) -> dict[str, Any] | None:
+    """Return ``{"commit": hash, "dirty": bool}`` of the repository around a file or directory, as first seen.
+
+    None without a repository, a commit, a git program, or an answer within 2 s. Untracked files do not
+    count as dirty.
+    """
+    directory = os.path.abspath(path if os.path.isdir(path) else os.path.dirname(path) or ".")
+    if directory not in _git_states:
+        _git_states[directory] = _ask_git(directory)
+    return _git_states[directory]
+
+
+def _ask_git(directory: str) -> dict[str, Any] | None:
+    import subprocess
+
+    # A hook's GIT_DIR would answer for another repository.
+    environment = {k: v for k, v in os.environ.items() if k not in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE")}
+    environment["GIT_OPTIONAL_LOCKS"] = "0"
+    argv = ["git", "-C", directory, "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        done = subprocess.run(
+            argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=_GIT_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.decode("utf-8", "replace").splitlines()
+    head, commit = "# branch.oid ", ""
+    for line in lines:
+        if line.startswith(head):
+            commit = line[len(head) :]
+    if done.returncode != 0 or not commit or commit == "(initial)":
+        return None
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

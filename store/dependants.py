@@ -1,0 +1,369 @@
+"""What waits for what: check new dependants, release those of ended tasks, revive those of retried ones.
+
+Three markers in the task documents make every step repeatable by anybody at any time; `reconcile` looks at
+the markers' indexes only:
+
+* ``unchecked``: this task's parents must be looked at (set with every write that makes it wait or fail
+  because of a parent).
+* ``unreleased``: this task has ended and its dependants have not been told. Set by the write that ends it, if
+  somebody has set ``awaited`` on it. Whoever submits a dependant stores it first, then sets ``awaited`` on the
+  parents, then reads their states: so either the end of the parent sees ``awaited`` or the reader sees the end.
+* ``revive``: this task is being retried and its dependants that failed upstream must wait again.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from pilot import lifecycle
+from pilot.lifecycle import Verdict
+from pilot.model import PENDING_MAX, bucket_of
+from pilot.states import ENDED, Kind, State
+from pilot.store import events
+from pilot.store.mongo import Store, translating
+from pilot.store.tasks import CHUNK, IF_AWAITED, NEXT_REV, Document, chunks, insert
+
+SWEEP = 5000
+"""Most tasks that one round of a release or a sweep touches."""
+
+PARENTS = 100
+"""Parents released in one update: their ids stand in a set that the server builds for every dependant."""
+
+_IS_JOIN = {"$eq": ["$kind", Kind.JOIN.value]}
+
+
+# -- wide joins -----------------------------------------------------------------------------------
+
+
+def narrow(doc: Document) -> list[list[Document]]:
+    """Split a join over more than `PENDING_MAX` parents; return the documents to insert, level by level.
+
+    Each level's documents wait for those of the level before; the last level is `doc` itself. Join documents
+    are internal: never leased, without a record, their release cascades. Their ids follow from the task's, so
+    that a repeated submit makes the same ones.
+    """
+    levels = []
+    pending: list[str] = doc.get("pending", [])
+    level = 0
+    while len(pending) > PENDING_MAX:
+        joins = []
+        for number, part in enumerate(chunks(pending, PENDING_MAX)):
+            name = f"{doc['_id']}~{level}.{number}"
+            same = {key: doc[key] for key in ("waits", "seq", "submitted", "class", "priority")}
+            joins.append(
+                {
+                    "_id": name, "kind": Kind.JOIN.value, "name": "join", "state": State.WAITING.value,
+                    "pending": list(part), "unchecked": True, "awaited": True, "bucket": bucket_of(name),
+                    "attempt": 0, "tried": 0, "lost": 0, "rev": 0, "retries": 0, **same,
+                }
+            )  # fmt: skip
+        levels.append(joins)
+        pending = [join["_id"] for join in joins]
+        level += 1
+    return [*levels, [{**doc, "pending": pending}]]
+
+
+def submit(store: Store, documents: Sequence[Document]) -> None:
+    """Store new tasks with their dependencies: insert, then announce, then check.
+
+    The documents stand in an order in which parents come before children. Repeatable as a whole.
+
+    Raises:
+        StoreUnavailable: repeat the call with the same documents.
+        StoreFull: free space, then repeat.
+    """
+    roots = [doc for doc in documents if "pending" not in doc]
+    if roots:
+        insert(store, roots)
+    levels: dict[int, list[Document]] = defaultdict(list)
+    depth: dict[str, int] = {}
+    for doc in documents:
+        if "pending" in doc:
+            first = max((depth.get(parent, 0) for parent in doc["pending"]), default=0)
+            for offset, part in enumerate(narrow(doc)):
+                levels[first + offset].extend(part)
+                depth[doc["_id"]] = first + offset + 1
+    for level in sorted(levels):
+        insert(store, levels[level])
+        check(store, [doc["_id"] for doc in levels[level]])
+
+
+# -- check ----------------------------------------------------------------------------------------
+
+
+@translating("check dependants")
+def check(store: Store, ids: Sequence[str] | None = None) -> int:
+    """Correct tasks marked `unchecked` by what their parents are now; return how many were looked at.
+
+    Args:
+        store: the database.
+        ids: only these; None: all that are marked, `SWEEP` at most.
+    """
+    looked = 0
+    if ids is None:
+        marked = store.tasks.find({"unchecked": True}, {"_id": 1}, limit=SWEEP, hint="unchecked")
+        ids = [doc["_id"] for doc in marked]
+    for part in chunks(list(ids)):
+        for _ in range(4):  # an upstream failure is checked once more; what moves on meanwhile is left to the sweep
+            done = _check_chunk(store, part)
+            looked += done
+            if not done:
+                break
+    return looked
+
+
+def _check_chunk(store: Store, ids: Sequence[str]) -> int:
+    fields = {name: 1 for name in ("pending", "waits", "state", "reason", "rev", "kind", "client")}
+    docs = list(store.tasks.find({"_id": {"$in": list(ids)}, "unchecked": True}, fields))
+    parents = list({parent for doc in docs for parent in doc.get("pending", ())})
+    for part in chunks(parents):  # announce first, read after: see the head of this module
+        store.tasks.update_many({"_id": {"$in": list(part)}, "awaited": {"$ne": True}}, {"$set": {"awaited": True}})
+    states: dict[str, State] = {}
+    for part in chunks(parents):
+        for doc in store.tasks.find({"_id": {"$in": list(part)}}, {"state": 1}):
+            states[doc["_id"]] = State(doc["state"])
+    groups: dict[_Case, list[Document]] = defaultdict(list)
+    for doc in docs:
+        if doc["state"] == State.WAITING or (doc["state"] == State.FAILED and doc.get("reason") == "upstream"):
+            failed = doc["state"] == State.FAILED
+            verdict, blame = lifecycle.settle(doc.get("pending", ()), doc["waits"], states, failed)
+        else:  # it has moved on: nothing to check any more
+            verdict, blame = Verdict.WAIT, None
+        if verdict is not Verdict.MISSING:
+            blame = None
+        case = _Case(doc["rev"], State(doc["state"]), doc["waits"], doc["kind"] == Kind.JOIN, verdict, blame)
+        groups[case].append(doc)
+    for case, group in groups.items():
+        gone = {p for doc in group for p in doc.get("pending", ()) if states.get(p) in ENDED}
+        if case.waits == "done":
+            gone = {p for p in gone if states[p] is State.DONE}
+        query = {"rev": case.rev, "state": case.state.value, "unchecked": True}
+        update = _correction(case, sorted(gone), datetime.now(UTC))
+        store.tasks.update_many({"_id": {"$in": [doc["_id"] for doc in group]}, **query}, update)
+        if case.verdict is Verdict.READY and not case.join:
+            events.hint(store, events.READY)
+        elif case.verdict in (Verdict.UPSTREAM, Verdict.MISSING) and case.state is State.WAITING:
+            events.tell_ended(store, [(doc.get("client"), doc["_id"]) for doc in group])
+    return len(docs)
+
+
+class _Case(NamedTuple):
+    """Dependants that the same update corrects."""
+
+    rev: int
+    state: State
+    waits: str
+    join: bool
+    verdict: Verdict
+    blame: str | None
+
+
+def _correction(case: _Case, gone: Sequence[str], now: datetime) -> list[Document]:
+    """Return the update that makes checked tasks what the verdict says; `gone` leave their `pending`."""
+    verdict, state = case.verdict, case.state
+    clear: Document = {"$unset": ["unchecked"]}
+    fields: Document = {"rev": NEXT_REV}
+    if verdict is Verdict.READY:
+        done = {"state": State.DONE.value, "unreleased": IF_AWAITED}
+        fields |= done if case.join else {"state": State.READY.value}
+        return [{"$set": fields}, {"$unset": ["unchecked", "pending"]}]
+    if verdict is Verdict.MISSING:
+        text = f"its parent {case.blame!r} does not exist"
+        fields |= {"state": State.FAILED.value, "reason": "missing", "message": text, "ended": now}
+        return [{"$set": fields | {"unreleased": IF_AWAITED}}, clear]
+    if verdict is Verdict.UPSTREAM and state is State.WAITING:
+        return _upstream(now)  # stays unchecked: the parent may be retried in this very moment
+    if verdict is Verdict.WAIT and state is State.FAILED:  # no parent is to blame any more
+        fields |= {"state": State.WAITING.value, "unchecked": True, "revive": IF_AWAITED}
+        return [{"$set": fields}, {"$unset": ["reason", "ended", "unreleased"]}]
+    if verdict is Verdict.WAIT and state is State.WAITING and gone:
+        fields["pending"] = {"$setDifference": ["$pending", list(gone)]}
+    return [{"$set": fields}, clear]
+
+
+def _upstream(now: datetime) -> list[Document]:
+    fields = {"state": State.FAILED.value, "reason": "upstream", "ended": now, "unchecked": True}
+    return [{"$set": {**fields, "unreleased": IF_AWAITED, "rev": NEXT_REV}}]
+
+
+# -- release --------------------------------------------------------------------------------------
+
+
+@translating("release dependants")
+def release(store: Store, ids: Sequence[str] | None = None) -> int:
+    """Tell the dependants of ended tasks (step 4 of the commit); return how many tasks were released.
+
+    Goes on, level by level, through join documents and tasks that fail upstream, until no marker is left
+    that this call has met. Safe to run anywhere at any time.
+
+    Args:
+        store: the database.
+        ids: only these tasks (and what they set free); None: all that are marked.
+    """
+    released = 0
+    query: Document = {"unreleased": True}
+    if ids is not None:
+        query["_id"] = {"$in": list(ids)}
+    while True:
+        found = list(store.tasks.find(query, {"state": 1, "rev": 1}, limit=SWEEP, hint="unreleased"))
+        if not found:
+            return released
+        freed: list[str] = []
+        for state in ENDED:
+            parents = [doc["_id"] for doc in found if doc["state"] == state]
+            for part in chunks(parents, PARENTS):
+                freed += _release_from(store, part, state)
+        _clear(store, "unreleased", found)
+        released += len(found)
+        if ids is not None:
+            if not freed:
+                return released
+            query["_id"] = {"$in": freed[:SWEEP]}  # anything beyond is found by its marker in the next sweep
+
+
+def _clear(store: Store, marker: str, found: Iterable[Document]) -> None:
+    """Clear a marker, filtered on `rev`: a task that was retried or ended anew meanwhile keeps its new one."""
+    by_rev: dict[int, list[str]] = defaultdict(list)
+    for doc in found:
+        by_rev[doc["rev"]].append(doc["_id"])
+    for rev, ids in by_rev.items():
+        store.tasks.update_many({"_id": {"$in": ids}, "rev": rev, marker: True}, {"$unset": {marker: ""}})
+
+
+def _release_from(store: Store, parents: Sequence[str], state: State) -> list[str]:
+    """Release what waits for `parents`, all of them in `state`; return those that may have ended by it."""
+    ended: list[str] = []
+    waiting = {"pending": {"$in": list(parents)}, "state": State.WAITING.value}
+    if state is not State.DONE:
+        ended += _fail_dependants(store, {**waiting, "waits": "done"})
+        waiting["waits"] = "end"
+    left = {"$setDifference": ["$pending", list(parents)]}
+    free = {"$eq": ["$pending", []]}
+    update = [
+        {"$set": {"pending": left, "rev": NEXT_REV}},
+        {
+            "$set": {
+                "state": {"$cond": [free, {"$cond": [_IS_JOIN, State.DONE.value, State.READY.value]}, "$state"]},
+                "unreleased": {"$cond": [{"$and": [free, _IS_JOIN]}, IF_AWAITED, "$$REMOVE"]},
+                "unchecked": {"$cond": [free, "$$REMOVE", "$unchecked"]},
+                "pending": {"$cond": [free, "$$REMOVE", "$pending"]},
+            }
+        },
+    ]
+    moved = False
+    while True:
+        kids = list(store.tasks.find(waiting, {"kind": 1}, limit=SWEEP))
+        for part in chunks(kids):
+            ids = [kid["_id"] for kid in part]
+            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, update)
+            moved = True
+        ended += [kid["_id"] for kid in kids if kid["kind"] == Kind.JOIN]
+        if len(kids) < SWEEP:
+            break
+    if moved:
+        events.hint(store, events.READY)
+    return ended
+
+
+def _fail_dependants(store: Store, waiting: Document) -> list[str]:
+    """Fail what waits, as data, for tasks that failed. The parent's id stays in `pending` for a retry."""
+    ended = []
+    while True:
+        kids = list(store.tasks.find(waiting, {"client": 1}, limit=SWEEP))
+        for part in chunks(kids):
+            ids = [kid["_id"] for kid in part]
+            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, _upstream(datetime.now(UTC)))
+            events.tell_ended(store, [(kid.get("client"), kid["_id"]) for kid in part])
+            ended += ids
+        if len(kids) < SWEEP:
+            return ended
+
+
+# -- retry ----------------------------------------------------------------------------------------
+
+
+@translating("retry tasks")
+def retry(store: Store, ids: Sequence[str]) -> int:
+    """Make failed and cancelled tasks run again; return how many.
+
+    Their dependants that failed upstream wait again, transitively. A task that itself failed upstream goes
+    back to waiting; if its parent is still failed, the check that follows says so again. Budgets start anew,
+    attempts go on counting.
+    """
+    count = 0
+    pending = {"$gt": [{"$size": {"$ifNull": ["$pending", []]}}, 0]}
+    for part in chunks(list(ids)):
+        count += store.tasks.update_many(
+            {"_id": {"$in": list(part)}, "state": {"$in": [State.FAILED.value, State.CANCELLED.value]}},
+            [
+                {
+                    "$set": {
+                        "state": {"$cond": [pending, State.WAITING.value, State.READY.value]},
+                        "unchecked": {"$cond": [pending, True, "$$REMOVE"]},
+                        "revive": IF_AWAITED,
+                        "tried": 0,
+                        "lost": 0,
+                        "rev": NEXT_REV,
+                    }
+                },
+                {"$unset": ["official", "reason", "message", "ended", "unreleased", "cancel"]},
+            ],
+        ).modified_count
+        revive(store, part)
+        check(store, part)
+    events.hint(store, events.READY)
+    return count
+
+
+@translating("revive dependants")
+def revive(store: Store, ids: Sequence[str] | None = None) -> int:
+    """Make what failed upstream of retried tasks wait again, level by level; return how many.
+
+    Each level carries the marker before the level above loses it, so a crash at any point is taken up by the
+    next sweep.
+    """
+    revived = 0
+    query: Document = {"revive": True}
+    if ids is not None:
+        query["_id"] = {"$in": list(ids)}
+    while True:
+        found = list(store.tasks.find(query, {"rev": 1}, limit=SWEEP, hint="revive"))
+        if not found:
+            return revived
+        level: list[str] = []
+        for part in chunks(found):
+            level += _revive_level(store, [doc["_id"] for doc in part])
+        _clear(store, "revive", found)
+        revived += len(level)
+        check(store, level)
+        if ids is not None:
+            query["_id"] = {"$in": level[:SWEEP]}
+
+
+def _revive_level(store: Store, parents: Sequence[str]) -> list[str]:
+    fallen: dict[str, Any] = {
+        "pending": {"$in": list(parents)}, "state": State.FAILED.value, "reason": "upstream",
+    }  # fmt: skip
+    revived: list[str] = []
+    while True:
+        ids = [doc["_id"] for doc in store.tasks.find(fallen, {"_id": 1}, limit=CHUNK)]
+        if ids:
+            fields = {"state": State.WAITING.value, "unchecked": True, "revive": IF_AWAITED, "rev": NEXT_REV}
+            store.tasks.update_many(
+                {"_id": {"$in": ids}, **fallen},
+                [{"$set": fields}, {"$unset": ["reason", "ended", "unreleased", "official"]}],
+            )
+            revived += ids
+        if len(ids) < CHUNK:
+            return revived
+
+
+def reconcile(store: Store) -> int:
+    """Take up whatever a crash left half done; return how many tasks were looked at.
+
+    Reads only the markers' indexes. Every agent calls it at its start and every 30 s.
+    """
+    return revive(store) + check(store) + release(store)

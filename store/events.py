@@ -1,0 +1,115 @@
+"""Hints between processes through one capped collection: "these tasks ended", "there is work".
+
+A hint saves waiting and nothing more. Whoever tails them also looks for itself at long intervals, so a lost
+hint costs time, never a result. One document per batch keeps the cost per task near nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any
+
+from bson import ObjectId
+from pymongo import CursorType, WriteConcern
+from pymongo.collection import Collection
+from pymongo.errors import OperationFailure
+from pymongo.read_concern import ReadConcern
+
+from pilot.store.mongo import Store, translating
+
+READY = "ready"
+"""Work has become ready: idle pools look."""
+ENDED = "ended"
+"""Tasks of one client have ended: it fetches them."""
+CANCEL = "cancel"
+"""Somebody wants leased tasks cancelled: the pools that hold them look."""
+
+_BATCH = 2000
+
+
+def _quick(store: Store) -> Collection[dict[str, Any]]:
+    return store.events.with_options(write_concern=WriteConcern(w=1, j=False), read_concern=ReadConcern("local"))
+
+
+@translating("hint at work")
+def hint(store: Store, kind: str) -> None:
+    """Tell whoever tails that there is something to do."""
+    _quick(store).insert_one({"kind": kind})
+
+
+@translating("tell clients of ended tasks")
+def tell_ended(store: Store, tasks: Iterable[tuple[str | None, str]]) -> None:
+    """Tell each client which of its tasks have ended; `tasks` holds (client, task id)."""
+    documents = []
+    named = sorted((client, task) for client, task in tasks if client)
+    for client, group in groupby(named, key=lambda pair: pair[0]):
+        ids = [task for _, task in group]
+        for start in range(0, len(ids), _BATCH):
+            documents.append({"kind": ENDED, "client": client, "tasks": ids[start : start + _BATCH]})
+    if documents:
+        _quick(store).insert_many(documents, ordered=False)
+
+
+class Tail:
+    """Follows the hints from the moment it is opened; for one thread."""
+
+    def __init__(self, store: Store, query: dict[str, Any], wait_ms: int) -> None:
+        self._store = store
+        self._query = query
+        self._wait_ms = wait_ms
+        self._last: ObjectId | None = None
+        self._cursor: Any = None
+
+    @translating("follow the hints")
+    def next(self) -> dict[str, Any] | None:
+        """Return the next hint, or None when `wait_ms` have passed without one.
+
+        Raises:
+            StoreUnavailable: the database went away; call again later.
+        """
+        if self._cursor is None or not self._cursor.alive:
+            self._open()
+        try:
+            event: dict[str, Any] | None = self._cursor.try_next() if hasattr(self._cursor, "try_next") else None
+            if event is None:
+                event = next(self._cursor, None)
+        except OperationFailure as exc:
+            self._cursor = None
+            if exc.code in (136, 237, 43):  # overrun by writers or cursor gone: hints were lost, which is allowed
+                return {"kind": READY}
+            raise
+        except BaseException:
+            self._cursor = None
+            raise
+        if event is not None:
+            self._last = event["_id"]
+        return event
+
+    def _open(self) -> None:
+        events = _quick(self._store)
+        if self._last is None:
+            newest = events.find_one(sort=[("$natural", -1)], projection=["_id"])
+            if newest is None:  # a tailable cursor on an empty collection dies at once
+                newest = {"_id": events.insert_one({"kind": "open"}).inserted_id}
+            self._last = newest["_id"]
+        self._cursor = events.find(
+            {**self._query, "_id": {"$gt": self._last}}, cursor_type=CursorType.TAILABLE_AWAIT
+        ).max_await_time_ms(self._wait_ms)
+
+    def close(self) -> None:
+        """Give the cursor back."""
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+
+
+@contextmanager
+def tail(store: Store, query: dict[str, Any], wait_ms: int = 1000) -> Iterator[Tail]:
+    """Open a `Tail` on the hints that match `query`."""
+    follower = Tail(store, query, wait_ms)
+    try:
+        yield follower
+    finally:
+        follower.close()

@@ -1,0 +1,154 @@
+"""What must be true of the store at any moment, as one function.
+
+Called after every test that has a store, after every fault round, and by ``pilot doctor``. It only reads.
+While pools work, a task may move between two reads: what looks wrong is read once more before it is reported.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pilot.model import record_id
+from pilot.states import ENDED, GOOD, Kind, State
+from pilot.store.mongo import Store, translating
+from pilot.store.tasks import Document, chunks
+
+Problem = tuple[str, str]
+"""Task id and what is wrong with it."""
+
+_FIELDS = (
+    "state", "kind", "attempt", "lease", "official", "pending", "waits", "reason",
+    "unchecked", "unreleased", "revive", "awaited",
+)  # fmt: skip
+
+
+@translating("check the invariants")
+def violations(store: Store, limit: int = 100) -> list[str]:
+    """Return what is wrong, one line each, at most `limit` lines; an empty list is what one wants.
+
+    Cost: one pass over tasks and records; memory for the ids of one chunk.
+    """
+    found: list[str] = []
+    for check in (_states, _one_success, _sources):
+        suspects = {task for task, _ in check(store, None)}
+        if suspects:
+            found += sorted(f"task {task}: {text}" for task, text in check(store, suspects))
+        if len(found) >= limit:
+            break
+    return found[:limit]
+
+
+Check = Callable[[Store, "set[str] | None"], Iterable[Problem]]
+
+
+def _documents(store: Store, only: set[str] | None) -> Iterable[list[Document]]:
+    query: Document = {} if only is None else {"_id": {"$in": sorted(only)}}
+    batch: list[Document] = []
+    for doc in store.tasks.find(query, list(_FIELDS), batch_size=1000):
+        batch.append(doc)
+        if len(batch) == 1000:
+            yield batch
+            batch = []
+    yield batch
+
+
+def _states(store: Store, only: set[str] | None) -> Iterable[Problem]:
+    """Check states against leases, official records and parents."""
+    for docs in _documents(store, only):
+        officials = [doc["official"] for doc in docs if "official" in doc]
+        outcomes: dict[str, str] = {}
+        for part in chunks(officials):
+            for record in store.provenance.find({"_id": {"$in": list(part)}}, {"outcome": 1}):
+                outcomes[record["_id"]] = record["outcome"]
+        parents = {p for doc in docs if doc["state"] != State.DONE for p in doc.get("pending", ())}
+        states: dict[str, Document] = {}
+        for part in chunks(sorted(parents)):
+            for parent in store.tasks.find({"_id": {"$in": list(part)}}, ["state", "unreleased", "revive"]):
+                states[parent["_id"]] = parent
+        for doc in docs:
+            for text in (*_ended_rightly(doc, outcomes), *_waits_rightly(doc, states)):
+                yield doc["_id"], text
+
+
+def _ended_rightly(doc: Document, outcomes: dict[str, str]) -> Iterable[str]:
+    state = State(doc["state"])
+    if state is State.DONE and doc["kind"] != Kind.JOIN:
+        official = doc.get("official")
+        if official != record_id(doc["_id"], doc["attempt"]):
+            yield f"done at attempt {doc['attempt']}, but its official record is {official!r}"
+        elif outcomes.get(official) not in set(GOOD):
+            yield f"done, but its official record {official!r} says {outcomes.get(official)!r}"
+    if ("lease" in doc) != (state is State.LEASED):
+        yield f"{state.value}, and " + (f"leased under {doc['lease']!r}" if "lease" in doc else "without a lease")
+
+
+def _waits_rightly(doc: Document, parents: dict[str, Document]) -> Iterable[str]:
+    state, pending = State(doc["state"]), doc.get("pending", [])
+    seen_to = doc.get("unchecked") or doc.get("revive")
+    blamable = [p for p in pending if p not in parents or parents[p]["state"] in (State.FAILED, State.CANCELLED)]
+    if state is State.WAITING and not seen_to:
+        if not pending:
+            yield "waiting for nothing"
+        for parent in pending:
+            there = parents.get(parent)
+            if there is None:
+                yield f"waits for {parent!r}, which does not exist"
+            elif State(there["state"]) in ENDED and not there.get("unreleased"):
+                yield f"waits for {parent!r}, which is {there['state']}, and nobody will tell it"
+    if state is State.READY and pending:
+        yield f"ready, but pending {pending[:3]}"
+    if state is State.FAILED and doc.get("reason") == "upstream" and not blamable and not seen_to:
+        if not any(parents[p].get("revive") for p in pending):
+            yield "failed upstream, but no parent of it failed or was cancelled"
+
+
+def _one_success(store: Store, only: set[str] | None) -> Iterable[Problem]:
+    """Check that no task has two records that succeeded."""
+    match: Document = {"outcome": {"$in": [o.value for o in GOOD]}}
+    if only is not None:
+        match["task"] = {"$in": sorted(only)}
+    pipeline: list[Document] = [
+        {"$match": match},
+        {"$group": {"_id": "$task", "n": {"$sum": 1}}},
+        {"$match": {"n": {"$gt": 1}}},
+    ]
+    for group in store.provenance.aggregate(pipeline, allowDiskUse=True):
+        yield group["_id"], f"{group['n']} records succeeded"
+
+
+def _sources(store: Store, only: set[str] | None) -> Iterable[Problem]:
+    """Check that every input with a source names the official record and output with the same content."""
+    query: Document = {"inputs.source": {"$exists": True}}
+    if only is not None:
+        query["task"] = {"$in": sorted(only)}
+    batch: list[Document] = []
+    for record in store.provenance.find(query, ["task", "inputs"], batch_size=200):
+        batch.append(record)
+        if len(batch) == 200:
+            yield from _sources_of(store, batch)
+            batch = []
+    yield from _sources_of(store, batch)
+
+
+def _sources_of(store: Store, records: list[Document]) -> Iterable[Problem]:
+    wanted: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for record in records:
+        for item in record["inputs"]:
+            source: dict[str, Any] | None = item.get("source")
+            if source:
+                wanted[source["record"]].append((record["_id"], source["output"], item["hash"]))
+    for part in chunks(sorted(wanted)):
+        there = {doc["_id"]: doc for doc in store.provenance.find({"_id": {"$in": list(part)}}, ["task", "outputs"])}
+        tasks = [doc["task"] for doc in there.values()]
+        official = {doc["_id"]: doc.get("official") for doc in store.tasks.find({"_id": {"$in": tasks}}, ["official"])}
+        for name in part:
+            for user, output, digest in wanted[name]:
+                task = user.rpartition(":")[0]
+                if name not in there:
+                    yield task, f"record {user} names source {name!r}, which does not exist"
+                elif official.get(there[name]["task"]) != name:
+                    yield task, f"record {user} names source {name!r}, which is not the official one"
+                elif digest not in [o["hash"] for o in there[name]["outputs"] if o["name"] == output]:
+                    yield task, f"record {user}: source {name!r} has no output {output!r} with hash {digest}"

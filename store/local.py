@@ -1,0 +1,401 @@
+"""The embedded server: a private mongod per project, started on first use, for one user, safe to start from anywhere.
+
+In its directory (mode 0700) lie `db/`, `keyfile` (with which we administrate), `password` (of the user `pilot`),
+`server.json` (what runs where), `lock` (held only while starting or stopping), `mongod.log` and `mongod.out`.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pymongo import MongoClient
+from pymongo.errors import OperationFailure
+
+from pilot.errors import ServerError, StoreDenied, StoreError, StoreUnavailable
+from pilot.store import mongod
+from pilot.store.mongo import Document, connect, translating
+
+LOOPBACK = "127.0.0.1"
+_USER = "pilot"
+_NOT_YET_INITIALIZED = 94
+_STILL_LOADING = (_NOT_YET_INITIALIZED, 23, 109)  # … already initialized, configuration in progress: look again
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """What is known of an embedded server."""
+
+    running: bool
+    reason: str
+    """Why it does not run, or runs but cannot be used; empty if all is well."""
+    host: str
+    """Where it runs or ran last."""
+    pid: int | None
+    port: int | None
+    version: str
+    uptime_s: float | None
+    size_bytes: int
+    """What its directory takes on the disk."""
+
+
+@dataclass(frozen=True)
+class _Record:
+    """`server.json`: the last server that was made ready; `pid` is 0 once it was stopped."""
+
+    pid: int = 0
+    port: int = 0
+    addresses: tuple[str, ...] = (LOOPBACK,)
+    host: str = ""
+    boot: str = ""
+    version: str = ""
+    started: str = ""
+
+    @property
+    def here(self) -> bool:
+        """Whether it was this machine's (whose name may change, as a container's does)."""
+        return not self.pid or self.host == socket.gethostname() or self.boot == _boot_id() != ""
+
+    @property
+    def reachable(self) -> str | None:
+        """Return an address under which other machines find it."""
+        return next((address for address in self.addresses if address not in (LOOPBACK, "::1")), None)
+
+
+class LocalServer:
+    """One project's server, seen from one process; holds nothing open, so it needs no closing.
+
+    Any number of processes may call anything at the same moment: starting and stopping are serialised by a lock
+    that dies with its holder, and whoever is late uses the other's server.
+
+    Args:
+        directory: where everything of it is kept.
+        addresses: interfaces to listen on besides loopback, used at the next start.
+        cache_gb: memory for the storage engine, used at the next start.
+    """
+
+    def __init__(self, directory: Path, *, addresses: Sequence[str] = (), cache_gb: float = 1.0) -> None:
+        self._directory = directory.resolve()
+        self._db = self._directory / "db"
+        self._addresses = (LOOPBACK, *(address for address in addresses if address != LOOPBACK))
+        self._cache_gb = cache_gb
+
+    def __repr__(self) -> str:
+        return f"LocalServer({str(self._directory)!r})"
+
+    def uri(self) -> str:
+        """Return the URI, password included, of the server that runs.
+
+        Raises:
+            ServerError: it does not run, or not where this machine can reach it.
+        """
+        record = self._read()
+        if not record.here:
+            return self._remote_uri(record)
+        process = self._ready(record)
+        if process is None:
+            raise ServerError(f"the store in {self._directory} does not run; start it with `pilot store start`")
+        return self._uri(LOOPBACK, process.port)
+
+    def start(self, deadline_s: float = 60.0) -> str:
+        """Make sure that the server runs and return its URI, password included.
+
+        Args:
+            deadline_s: how long this may take in all; half a second or so is usual.
+
+        Raises:
+            ServerNotFound: there is no mongod.
+            ServerError: it cannot run here, runs elsewhere, or is not ready in time; the message has its own words.
+        """
+        deadline = time.monotonic() + deadline_s
+        try:
+            if self._in_use():
+                return self.uri()
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._directory.chmod(0o700)
+            with self._locked(deadline):
+                if self._in_use():  # by now, thanks to whom we have waited for
+                    return self.uri()
+                return self._start(deadline)
+        except OSError as exc:
+            raise ServerError(f"cannot start the store in {self._directory}: {exc}") from exc
+
+    def stop(self, deadline_s: float = 60.0) -> bool:
+        """Shut the server down cleanly; False if it did not run.
+
+        Raises:
+            ServerError: it runs on another host, is not ours to stop, or did not end in time.
+        """
+        deadline = time.monotonic() + deadline_s
+        if not self._directory.is_dir():
+            return False
+        try:
+            with self._locked(deadline):
+                record = self._read()
+                if not record.here:
+                    raise ServerError(self._elsewhere(record))
+                if record.pid:  # first, so that nobody who starts it now takes the ending one for ready
+                    self._write(replace(record, pid=0))
+                process = mongod.running(self._db)
+                if process is not None:
+                    self._end(process, deadline)
+                return process is not None
+        except OSError as exc:
+            raise ServerError(f"cannot stop the store in {self._directory}: {exc}") from exc
+
+    def status(self) -> ServerStatus:
+        """Look at the server, without starting it or asking it anything.
+
+        Raises:
+            ServerError: its directory cannot be read.
+        """
+        record = self._read()
+        process = mongod.running(self._db) if record.here else None
+        if record.here:
+            up = self._ready(record) is not None
+        else:
+            up = record.reachable is not None and _listens(record.reachable, record.port)
+        since = datetime.fromisoformat(record.started) if record.started and (up or not record.here) else None
+        return ServerStatus(
+            running=up,
+            reason="" if up else self._reason(record, process),
+            host=record.host or socket.gethostname(),
+            pid=process.pid if process else record.pid or None,
+            port=process.port if process else record.port or None,
+            version=record.version,
+            uptime_s=max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else None,
+            size_bytes=_size(self._directory),
+        )
+
+    # -- starting ---------------------------------------------------------------------------------
+
+    def _in_use(self) -> bool:
+        """Return whether a server is there to be used; if on another host, `uri` says how, or why not."""
+        record = self._read()
+        return not record.here or self._ready(record) is not None
+
+    def _ready(self, record: _Record) -> mongod.Process | None:
+        process = mongod.running(self._db)
+        return process if process is not None and process.pid == record.pid else None
+
+    def _start(self, deadline: float) -> str:
+        self._db.mkdir(mode=0o700, exist_ok=True)
+        # mongod wants letters of base64 in it; 48 bytes give 64 of them and no padding.
+        self._secret("keyfile", base64.b64encode(secrets.token_bytes(48)).decode())
+        self._secret("password", secrets.token_urlsafe(32))
+        # It may run: left by a starter that was killed before it could say so.
+        process = mongod.running(self._db) or self._launch(deadline)
+        version = self._prepare(process, deadline)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        host, boot = socket.gethostname(), _boot_id()
+        self._write(_Record(process.pid, process.port, self._addresses, host, boot, version, started))
+        return self._uri(LOOPBACK, process.port)
+
+    def _launch(self, deadline: float) -> mongod.Process:
+        program = mongod.find()
+        preferred = self._read().port
+        while True:
+            port = mongod.free_port(self._addresses, preferred)
+            process = mongod.launch(program, self._directory, port, self._addresses, self._cache_gb, deadline)
+            if process is not None:
+                return process
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"cannot start the store in {self._directory}: others take port after port; try again"
+                )
+            preferred = 0
+
+    def _prepare(self, process: mongod.Process, deadline: float) -> str:
+        """Bring a running server to "primary, with our user", from wherever an earlier start got to."""
+        key = quote(self._secret("keyfile"), safe="")
+        options = "authSource=local&authMechanism=SCRAM-SHA-256&directConnection=true"
+        system = f"mongodb://__system:{key}@{LOOPBACK}:{process.port}/?{options}"
+        while True:
+            try:
+                with connect(system, 5.0) as client, translating("prepare it"):
+                    _await_primary(client, process.port, deadline)
+                    self._make_user(client, process.port)
+                    return str(client.server_info()["version"])
+            except StoreError as exc:
+                alive = mongod.running(self._db) == process
+                if alive and isinstance(exc, StoreUnavailable) and time.monotonic() < deadline:
+                    continue  # not listening yet: it had been left while it recovered
+                problem = str(exc) if alive else f"it ended: {mongod.why(self._directory) or 'without a word'}"
+                raise ServerError(
+                    f"cannot start the store in {self._directory}: {problem}; see {self._directory / 'mongod.log'}"
+                ) from exc
+
+    def _make_user(self, client: MongoClient[Document], port: int) -> None:
+        password = self._secret("password")
+        command = "createUser"
+        if client.admin.command("usersInfo", _USER)["users"]:
+            try:
+                with connect(self._uri(LOOPBACK, port), 5.0) as user, translating("try the password"):
+                    user.admin.command("ping")
+                return
+            except StoreDenied:  # its file was lost and made anew
+                command = "updateUser"
+        client.admin.command(command, _USER, pwd=password, roles=["root"], mechanisms=["SCRAM-SHA-256"])
+
+    # -- stopping ---------------------------------------------------------------------------------
+
+    def _end(self, process: mongod.Process, deadline: float) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGTERM)
+        if not mongod.await_end(self._db, process.pid, deadline):
+            words = mongod.why(self._directory) or "it gives no reason"
+            raise ServerError(
+                f"cannot stop the store in {self._directory}: mongod has not ended in time: {words}; wait, "
+                f"or as a last resort `kill -9 {process.pid}`, after which it recovers from its journal"
+            )
+
+    # -- files ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self, deadline: float) -> Iterator[None]:
+        path = self._directory / "lock"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as exc:
+                    if time.monotonic() > deadline:
+                        raise ServerError(
+                            f"another process is still starting or stopping the store in {self._directory}; "
+                            f"try again, or see with `fuser {path}` who it is"
+                        ) from exc
+                    time.sleep(0.02)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _secret(self, name: str, fresh: str | None = None) -> str:
+        path = self._directory / name
+        if fresh is not None and not path.exists():
+            _write_private(path, fresh)
+        return path.read_text("ascii")
+
+    def _uri(self, host: str, port: int) -> str:
+        host = f"[{host}]" if ":" in host else host
+        password = quote(self._secret("password"), safe="")
+        return f"mongodb://{_USER}:{password}@{host}:{port}/?authSource=admin&directConnection=true"
+
+    def _remote_uri(self, record: _Record) -> str:
+        address = record.reachable
+        if address is None or not _listens(address, record.port):
+            raise ServerError(self._elsewhere(record))
+        return self._uri(address, record.port)
+
+    def _elsewhere(self, record: _Record) -> str:
+        found = "does not answer there" if record.reachable else "listens only to that host itself"
+        return (
+            f"the store in {self._directory} runs on host {record.host!r} (since {record.started}) and {found}; "
+            "work on that host, or stop it there with `pilot store stop`; "
+            f"if the host is gone for good, remove {self._directory / 'server.json'}"
+        )
+
+    def _reason(self, record: _Record, process: mongod.Process | None) -> str:
+        if not record.here:
+            return self._elsewhere(record)
+        if process is not None:
+            return "it is being started, or was left half started: `pilot store start` completes that"
+        if record.pid:
+            words = mongod.why(self._directory, fatal=True) or "killed, or its host went down"
+            return f"it ended without being stopped ({words}); `pilot store start` brings it back"
+        return "stopped" if record.started else "never started"
+
+    def _read(self) -> _Record:
+        try:
+            found: dict[str, Any] = json.loads((self._directory / "server.json").read_text("utf-8"))
+            return _Record(**{**found, "addresses": tuple(found["addresses"])})
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return _Record()  # absent or damaged: nothing is known, and mongod's own lock still guards the data
+        except OSError as exc:
+            raise ServerError(f"cannot read the store's directory {self._directory}: {exc}") from exc
+
+    def _write(self, record: _Record) -> None:
+        _write_private(self._directory / "server.json", json.dumps(asdict(record), indent=1) + "\n")
+
+
+def _await_primary(client: MongoClient[Document], port: int, deadline: float) -> None:
+    while not (hello := client.admin.command("hello"))["isWritablePrimary"]:
+        if "setName" not in hello:
+            _configure(client, f"{LOOPBACK}:{port}")
+        if time.monotonic() > deadline:
+            raise StoreUnavailable("its replica set has no primary yet; try again")
+        time.sleep(0.005)
+
+
+def _configure(client: MongoClient[Document], member: str) -> None:
+    """Make the server the one member of its replica set, or tell the set that its member's port is another now."""
+    try:
+        config = client.admin.command("replSetGetConfig")["config"]
+    except OperationFailure as exc:
+        if exc.code != _NOT_YET_INITIALIZED:
+            raise
+        config = None
+    try:
+        if config is None:
+            config = {"_id": mongod.REPLICA_SET, "members": [{"_id": 0, "host": member}]}
+            client.admin.command("replSetInitiate", config)
+        elif config["members"][0]["host"] != member:
+            config["members"][0]["host"] = member
+            config["version"] += 1
+            client.admin.command("replSetReconfig", config, force=True)
+    except OperationFailure as exc:
+        if exc.code not in _STILL_LOADING:
+            raise
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace `path`, all or nothing, by a file that only its owner can read."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except BaseException:
+        fresh.unlink(missing_ok=True)
+        raise
+
+
+def _listens(address: str, port: int) -> bool:
+    try:
+        socket.create_connection((address, port), timeout=5.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    except OSError:
+        return ""
+
+
+def _size(directory: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):  # the server renames and removes while we look
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total

@@ -1,0 +1,177 @@
+"""The object repository: values kept as files, named by their content.
+
+Any number of readers and writers, on any number of nodes, without locks: a file appears under its name
+complete and durable, and never changes afterwards. Only collection (elsewhere) removes files. No pymongo
+here: workers' children read and write objects.
+
+Layout: ``ROOT/ab/cdef…`` (the identity's first two characters, then the rest), mode 0400; files being
+written lie in ``ROOT/tmp``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pilot.errors import EncodingError, InvalidInput, ObjectCorrupt, ObjectMissing, ObjectStoreFull
+from pilot.values import Encoded, digest
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_PIECE = 16 << 20
+_MAPPED = 1 << 20  # larger files are mapped, not read: no copy in memory that the value does not need
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+class Objects:
+    """An object repository in a directory, which is made (0700) when the first object comes.
+
+    Args:
+        root: the directory; its parent exists.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, hash: str) -> Path:
+        """Return where the object is, or would be.
+
+        Raises:
+            InvalidInput: `hash` is not the name of an object.
+        """
+        if not _HASH.fullmatch(hash):  # it may come from outside, and becomes a path
+            raise InvalidInput(f"{hash!r} is not the hash of an object: expected 64 hexadecimal digits")
+        return self.root / hash[:2] / hash[2:]
+
+    def exists(self, hash: str) -> bool:
+        """Whether the object is there; says nothing of its bytes."""
+        return self.path(hash).is_file()
+
+    def size(self, hash: str) -> int:
+        """Return the object's size in bytes.
+
+        Raises:
+            ObjectMissing: it is not there.
+        """
+        with self._found(hash) as path:
+            return path.stat().st_size
+
+    def get(self, hash: str, verify: bool = True) -> bytes | memoryview:
+        """Return the object's bytes; of a large one, a read-only view of the mapped file.
+
+        Args:
+            verify: check that the bytes have this hash; skip it only for bytes that are checked later.
+
+        Raises:
+            ObjectMissing: it is not there.
+            ObjectCorrupt: its bytes have another hash; they are not returned.
+        """
+        with self._found(hash) as path, open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            data = _map(file.fileno()) if size > _MAPPED else file.read()
+        if verify and digest(data) != hash:
+            raise ObjectCorrupt(
+                f"the object {str(path)!r} does not have the hash that names it: the file is damaged; "
+                "remove it and run again the task that made it"
+            )
+        return data
+
+    def put(self, encoded: Encoded) -> str:
+        """Store an encoding, durably when this returns, and return its hash.
+
+        Idempotent. What is there already is touched, so that collection spares it, and checked again.
+
+        Raises:
+            ObjectStoreFull: no space, quota or file size left; nothing is left behind.
+            EncodingError: the value changed while it was written (an array that another thread fills).
+        """
+        path = self.path(encoded.hash)
+        if not self._touch(path, encoded.size):
+            with self._full_is_named(path):
+                self._write(path, encoded)
+        return encoded.hash
+
+    def _touch(self, path: Path, size: int) -> bool:
+        """Renew an existing object; False if it is not there or was cut short."""
+        try:
+            os.utime(path)
+            if path.stat().st_size != size:
+                return False
+        except FileNotFoundError:  # also when collection took it between the two calls
+            return False
+        _sync_directory(path.parent)  # its writer may not have come so far
+        return True
+
+    def _write(self, path: Path, encoded: Encoded) -> None:
+        temporary = self.root / "tmp" / secrets.token_hex(16)
+        new = not path.parent.is_dir()
+        for directory in (self.root, temporary.parent, path.parent):
+            directory.mkdir(mode=0o700, exist_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+        try:
+            try:
+                _write_parts(descriptor, encoded)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if any(type(part) is memoryview and not part.readonly for part in encoded.parts):
+                self._check_copy(temporary, encoded)
+            os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_directory(path.parent)
+        if new:
+            _sync_directory(self.root)
+
+    def _check_copy(self, temporary: Path, encoded: Encoded) -> None:
+        with open(temporary, "rb") as file:
+            data = _map(file.fileno())
+        if digest(data) != encoded.hash:
+            raise EncodingError("a value changed while it was stored; do not change an array until the call returns")
+
+    @contextmanager
+    def _found(self, hash: str) -> Iterator[Path]:
+        path = self.path(hash)
+        try:
+            yield path
+        except FileNotFoundError as exc:
+            raise ObjectMissing(f"the object repository has no file {str(path)!r}") from exc
+
+    @contextmanager
+    def _full_is_named(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            if exc.errno not in _FULL:
+                raise
+            raise ObjectStoreFull(
+                f"cannot store the object {str(path)!r}: {exc.strerror}; "
+                f"make room under {str(self.root)!r}, then repeat"
+            ) from exc
+
+
+def _write_parts(descriptor: int, encoded: Encoded) -> None:
+    for part in encoded.parts:
+        view = memoryview(part)
+        while view:
+            view = view[os.write(descriptor, view[:_PIECE]) :]
+
+
+def _map(descriptor: int) -> memoryview:
+    import mmap
+
+    return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,118 @@
+"""Provenance records: inserted once, never changed. The record decides how an attempt ended.
+
+Whoever wants to end a begun attempt (the pool that ran it, a reaper, an agent replaying a spool) inserts its
+record first. If one is there already, the outcome *it* has is the one to apply: a reaper that finds
+``succeeded`` makes the task done, a pool that finds ``lost`` drops its own result. So a task has at most one
+``succeeded`` record, whoever is slow, frozen or wrong about whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import bson
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import BulkWriteError
+
+from pilot.model import record_id
+from pilot.states import Outcome
+from pilot.store.mongo import Store, duplicates, translating
+from pilot.store.tasks import Document, End, chunks
+
+RECORD_BYTES = 8 * 1024 * 1024
+"""A record above this is replaced by a minimal one; MongoDB's own limit is twice that."""
+
+
+def encode(record: Document, minimal: Callable[[Document, str], Document]) -> RawBSONDocument:
+    """Encode one record, or, if it cannot be stored, the `minimal` record of the same attempt.
+
+    One by one and before the bulk, so that one poison value (a number out of range, a text that is not UTF-8,
+    too large) never blocks the records beside it.
+    """
+    try:
+        raw = bson.encode(record)
+        if len(raw) <= RECORD_BYTES:
+            return RawBSONDocument(raw)
+        why = f"the record has {len(raw)} bytes, at most {RECORD_BYTES} can be stored"
+    except (BSONError, OverflowError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as exc:
+        why = f"the record cannot be encoded: {exc}"
+    return RawBSONDocument(bson.encode(minimal(record, why)))
+
+
+@translating("write provenance records")
+def insert(store: Store, records: Sequence[RawBSONDocument]) -> dict[str, Outcome]:
+    """Insert records (step 2 of the commit); return the stored outcome of those that were there before.
+
+    Raises:
+        StoreUnavailable: repeat the call.
+        StoreFull: free space, then repeat.
+    """
+    there: dict[str, Outcome] = {}
+    try:
+        store.provenance.insert_many(records, ordered=False)
+    except BulkWriteError as exc:
+        for part in chunks(duplicates(exc)):
+            for doc in store.provenance.find({"_id": {"$in": list(part)}}, {"outcome": 1}):
+                there[doc["_id"]] = Outcome(doc["outcome"])
+    return there
+
+
+def settle(store: Store, records: Sequence[RawBSONDocument], ends: Sequence[End]) -> list[End]:
+    """Insert the records and return the ends as the store has them: the record decides."""
+    there = insert(store, records)
+    if not there:
+        return list(ends)
+    return [end._replace(outcome=there.get(record_id(end.task, end.attempt), end.outcome)) for end in ends]
+
+
+@translating("read provenance records")
+def get(store: Store, ids: Iterable[str], fields: Sequence[str] | None = None) -> dict[str, Document]:
+    """Return those records that exist, by id."""
+    found: dict[str, Document] = {}
+    projection = None if fields is None else list(fields)
+    for part in chunks(list(dict.fromkeys(ids))):
+        for doc in store.provenance.find({"_id": {"$in": list(part)}}, projection):
+            found[doc["_id"]] = doc
+    return found
+
+
+@translating("read a task's records")
+def attempts(store: Store, task: str) -> list[Document]:
+    """Return all records of one task, first attempt first."""
+    found = store.provenance.find({"_id": {"$gte": f"{task}:", "$lt": f"{task};"}})
+    return sorted(found, key=lambda doc: int(doc["attempt"]))
+
+
+@translating("store functions")
+def put_functions(store: Store, documents: Sequence[Document]) -> None:
+    """Store functions by content; those that are there are left."""
+    _put_once(store.functions, documents)
+
+
+@translating("store an environment")
+def put_environment(store: Store, document: Document) -> None:
+    """Store an environment by content."""
+    _put_once(store.environments, [document])
+
+
+def _put_once(collection: Any, documents: Sequence[Document]) -> None:
+    if documents:
+        try:
+            collection.insert_many(documents, ordered=False)
+        except BulkWriteError as exc:
+            duplicates(exc)
+
+
+@translating("read functions")
+def get_functions(store: Store, hashes: Iterable[str]) -> dict[str, Document]:
+    """Return the functions of those hashes that exist, by hash."""
+    return {doc["_id"]: doc for doc in store.functions.find({"_id": {"$in": list(hashes)}})}
+
+
+@translating("read an environment")
+def get_environment(store: Store, digest: str) -> Document | None:
+    """Return the environment with this hash."""
+    found: Document | None = store.environments.find_one({"_id": digest})
+    return found

@@ -1,0 +1,99 @@
+"""Collections, indexes and the schema version: the one place that knows how the documents are found.
+
+| collection | one document is | found by |
+|---|---|---|
+| tasks | a task, mutable and small | `_id` = task id; the indexes below |
+| provenance | the record of one attempt, never changed | `_id` = ``task:attempt`` |
+| functions, environments | content, written once | `_id` = hash |
+| pilots, pools | a pilot; a pool, `_id` = its lease token | `_id` |
+| events | capped; hints that save waiting and may be lost | tail |
+| meta | the schema version | `_id` = ``schema`` |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pymongo import ASCENDING, DESCENDING, IndexModel
+
+from pilot.errors import SchemaMismatch
+from pilot.model import SCHEMA
+from pilot.states import Kind, State
+from pilot.store.mongo import Store, translating
+
+EVENTS_BYTES = 8 * 1024 * 1024
+
+
+def _marker(name: str) -> IndexModel:
+    """Index only the documents that carry the marker: sweeps read nothing else."""
+    return IndexModel([(name, ASCENDING)], name=name, partialFilterExpression={name: True})
+
+
+TASK_INDEXES = (
+    IndexModel(
+        [(key, ASCENDING) for key in ("state", "class", "priority", "bucket", "seq")],
+        name="ready",
+        partialFilterExpression={"state": State.READY.value},
+    ),
+    IndexModel([("lease", ASCENDING)], name="lease", partialFilterExpression={"lease": {"$exists": True}}),
+    IndexModel([("pending", ASCENDING)], name="pending", partialFilterExpression={"pending": {"$exists": True}}),
+    IndexModel(
+        [("state", ASCENDING), ("seq", ASCENDING)],
+        name="aside",
+        partialFilterExpression={"state": {"$in": [State.WAITING.value, State.FAILED.value, State.CANCELLED.value]}},
+    ),
+    IndexModel([("seq", DESCENDING)], name="seq"),
+    IndexModel(
+        [("tags", ASCENDING), ("seq", DESCENDING)], name="tags", partialFilterExpression={"tags": {"$exists": True}}
+    ),
+    IndexModel([("kind", ASCENDING)], name="joins", partialFilterExpression={"kind": Kind.JOIN.value}),
+    _marker("unchecked"),
+    _marker("unreleased"),
+    _marker("revive"),
+    _marker("cancel"),
+)
+
+
+@translating("create the collections and indexes")
+def create(store: Store, project: str) -> None:
+    """Make collections and indexes and write the version; harmless where they are.
+
+    Raises:
+        SchemaMismatch: the database holds another version or another project.
+    """
+    if "events" not in store.database.list_collection_names():
+        store.database.create_collection("events", capped=True, size=EVENTS_BYTES, check_exists=False)
+    store.tasks.create_indexes(list(TASK_INDEXES))
+    store.pools.create_indexes([IndexModel([("pilot", ASCENDING)], name="pilot")])
+    store.meta.update_one({"_id": "schema"}, {"$setOnInsert": {"version": SCHEMA, "project": project}}, upsert=True)
+    check(store, project)
+
+
+@translating("read the schema version")
+def check(store: Store, project: str) -> None:
+    """Make sure that this code and the database speak of the same documents.
+
+    Raises:
+        SchemaMismatch: the version is newer, older or absent, or the database is another project's.
+    """
+    found: dict[str, Any] | None = store.meta.find_one({"_id": "schema"})
+    if found is None:
+        raise SchemaMismatch(
+            f"database {store.database.name!r} has no pilot schema; if it is new, run `pilot init` with its URI"
+        )
+    version = found["version"]
+    if version > SCHEMA:
+        raise SchemaMismatch(
+            f"database {store.database.name!r} has schema {version}, this pilot knows {SCHEMA}: "
+            "it was made by a newer release; install that release (pip install -U hpc-pilot)"
+        )
+    if version < SCHEMA:
+        raise SchemaMismatch(
+            f"database {store.database.name!r} has schema {version}, this pilot needs {SCHEMA}: "
+            "go on with the release that made it, or start a new project with this one"
+        )
+    if found["project"] != project:
+        raise SchemaMismatch(
+            f"database {store.database.name!r} belongs to project {found['project']!r}, not to {project!r}; "
+            "give each project a database of its own"
+        )

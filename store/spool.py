@@ -1,0 +1,94 @@
+"""Results that wait for the store: one folder per lease token, one file per batch of records.
+
+A pool that cannot reach the store writes its records here, durably, and goes on. Whoever can reach the store
+again replays them, under their own token and attempt, before anybody returns the leases: the pool itself, or
+its agent if the pool died meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import bson
+from bson.raw_bson import RawBSONDocument
+
+from pilot.states import Outcome
+from pilot.store import dependants, provenance, tasks
+from pilot.store.mongo import Store
+from pilot.store.tasks import End
+
+
+class Spool:
+    """The spool of one token. Nothing is made on disk before the first `write`."""
+
+    def __init__(self, root: Path, token: str) -> None:
+        self.folder = root / token
+        self._count = 0
+
+    def write(self, records: Sequence[RawBSONDocument]) -> Path:
+        """Write one batch, durable when it returns.
+
+        Raises:
+            OSError: the disk is full or gone; the records are still the caller's.
+        """
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._count += 1
+        path = self.folder / f"{self._count:08d}.bson"
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            for record in records:
+                file.write(record.raw)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return path
+
+
+def ends_of(records: Sequence[RawBSONDocument]) -> list[End]:
+    """Return the ends that records stand for."""
+    return [End(doc["task"], doc["attempt"], doc["token"], Outcome(doc["outcome"]), None) for doc in records]
+
+
+def replay(store: Store, root: Path, token: str) -> int:
+    """Commit what the spool of `token` holds, oldest first, and delete it; return how many records.
+
+    Repeatable: a file is deleted only after its records and what follows from them are durable.
+
+    Raises:
+        StoreUnavailable: the rest stays where it is.
+    """
+    count = 0
+    folder = root / token
+    for path in sorted(folder.glob("*.bson")):
+        records = list(_read(path))
+        ends = provenance.settle(store, records, ends_of(records))
+        tasks.finish(store, ends, datetime.now(UTC))
+        dependants.release(store, [end.task for end in ends])
+        path.unlink()
+        count += len(records)
+    if folder.is_dir():
+        for partial in folder.glob("*.partial"):
+            partial.unlink()
+        folder.rmdir()
+    return count
+
+
+def _read(path: Path) -> Iterator[RawBSONDocument]:
+    options: bson.CodecOptions[RawBSONDocument] = bson.CodecOptions(document_class=RawBSONDocument)
+    with path.open("rb") as file:
+        yield from bson.decode_file_iter(file, options)
+
+
+def waiting(root: Path) -> dict[str, int]:
+    """Return token → number of batches that wait."""
+    if not root.is_dir():
+        return {}
+    return {folder.name: len(list(folder.glob("*.bson"))) for folder in root.iterdir() if folder.is_dir()}

@@ -1,0 +1,420 @@
+"""The queue: submit, lease, give back, finish and cancel tasks, each in bulk and each idempotent.
+
+Every update filters on the state it leaves and, for a leased task, on lease token and attempt, so that a
+late or repeated call changes nothing. What ended tasks set free is in `dependants`; who may reap whom is in
+`pools`. The reasons are in design terms beside each clause; ``tests/model`` searches what happens without it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, TypeVar
+
+from pymongo.errors import BulkWriteError, PyMongoError
+
+from pilot import lifecycle
+from pilot.errors import TaskNotFound
+from pilot.model import TaskSpec, bucket_of
+from pilot.states import GOOD, Kind, Outcome, State
+from pilot.store import events
+from pilot.store.mongo import Store, duplicates, translating
+
+Document = dict[str, Any]
+T = TypeVar("T")
+
+CHUNK = 1000
+"""Ids in one query or update."""
+
+SUCCESS = {"$concat": ["$_id", ":", {"$toString": "$attempt"}]}
+"""The official record's `_id`, in an update pipeline."""
+
+IF_AWAITED = {"$cond": [{"$eq": ["$awaited", True]}, True, "$$REMOVE"]}
+"""Value of the markers ``unreleased`` and ``revive``: set only where somebody has said that he waits."""
+
+NEXT_REV = {"$add": ["$rev", 1]}
+
+
+def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
+    """Cut a sequence in pieces of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+# -- submit ---------------------------------------------------------------------------------------
+
+
+def document(spec: TaskSpec, inputs: object, *, client: str, seq: int, now: datetime, signature: bytes) -> Document:
+    """Return the task's document as it is stored.
+
+    Args:
+        spec: the task.
+        inputs: its inputs as `records.pack_inputs` wrote them.
+        client: session to tell when it ends.
+        seq: place in the order of service, larger is later.
+        now: time of submission (UTC).
+        signature: over `signing.task_fields`.
+    """
+    pending = spec.parents
+    doc: Document = {
+        "_id": spec.id,
+        "kind": spec.kind.value,
+        "name": spec.name,
+        "function": spec.function,
+        "command": spec.command.document() if spec.command else None,
+        "inputs": inputs,
+        "class": spec.resources.key,
+        "priority": -spec.priority,
+        "bucket": bucket_of(spec.id),
+        "seq": seq,
+        "retries": spec.retries,
+        "waits": spec.waits,
+        "state": (State.WAITING if pending else State.READY).value,
+        "attempt": 0,
+        "tried": 0,
+        "lost": 0,
+        "rev": 0,
+        "client": client,
+        "submitted": now,
+        "signature": signature,
+    }
+    if spec.tags:
+        doc["tags"] = list(spec.tags)
+    if spec.fresh:
+        doc["fresh"] = True
+    if pending:
+        doc["pending"] = pending
+        doc["unchecked"] = True
+    return doc
+
+
+@translating("submit tasks")
+def insert(store: Store, documents: Sequence[Document]) -> None:
+    """Store new tasks; those that are there already (a repeated call) are left as they are.
+
+    Tasks without parents can be leased at once. The others wait, marked `unchecked`, until
+    `dependants.check` has looked at their parents: call it next. A task's parents must have been stored by
+    an earlier call, or check names the missing one.
+
+    Raises:
+        StoreUnavailable: repeat the call with the same documents.
+        StoreFull: free space, then repeat.
+    """
+    for part in chunks(documents, 5000):
+        try:
+            store.tasks.insert_many(part, ordered=False)
+        except BulkWriteError as exc:
+            duplicates(exc)
+    if any(doc["state"] == State.READY for doc in documents):
+        events.hint(store, events.READY)
+
+
+# -- lease ----------------------------------------------------------------------------------------
+
+
+@translating("list the classes of ready tasks")
+def ready_classes(store: Store) -> list[str]:
+    """Return the resource classes of which tasks are ready (index `ready`, one step per class)."""
+    found: list[str] = store.tasks.distinct("class", {"state": State.READY.value})
+    return found
+
+
+@translating("lease tasks")
+def lease(store: Store, token: str, classes: Sequence[str], limit: int, bucket: int, now: datetime) -> list[Document]:
+    """Take up to `limit` ready tasks of the given classes under `token` and return their documents.
+
+    Order: priority across the classes, then buckets from `bucket` on and round, first come first served
+    within a bucket (index `ready`). A task is leased only if it is still ready *at the attempt found*: between
+    find and update it may have been leased, lost and returned, and then the holder would not know its number.
+
+    Raises:
+        StoreUnavailable: some may have been leased all the same; `held` finds them.
+    """
+    found = _find_ready(store, classes, limit, bucket)
+    if not found:
+        return []
+    by_attempt: dict[int, list[str]] = defaultdict(list)
+    for doc in found:
+        by_attempt[doc["attempt"]].append(doc["_id"])
+    certain = True
+    leased = 0
+    for attempt, ids in by_attempt.items():
+        try:
+            leased += store.tasks.update_many(
+                {"_id": {"$in": ids}, "state": State.READY.value, "attempt": attempt},
+                {
+                    "$set": {"state": State.LEASED.value, "lease": token, "leased": now},
+                    "$inc": {"attempt": 1, "rev": 1},
+                },
+            ).modified_count
+        except PyMongoError:  # whatever it was: what counts is what the store says now
+            certain = False
+    if certain and leased == len(found):
+        mine = {doc["_id"]: doc["attempt"] + 1 for doc in found}
+    else:
+        ids = [doc["_id"] for doc in found]
+        ours = store.tasks.find({"_id": {"$in": ids}, "lease": token, "state": State.LEASED.value}, {"attempt": 1})
+        wanted = {doc["_id"]: doc["attempt"] + 1 for doc in found}
+        mine = {doc["_id"]: doc["attempt"] for doc in ours if wanted[doc["_id"]] == doc["attempt"]}
+    result = []
+    for doc in found:
+        attempt = mine.get(doc["_id"], 0)
+        if attempt:
+            doc["attempt"] = attempt
+            doc["leased"] = now
+            result.append(doc)
+    return result
+
+
+def _find_ready(store: Store, classes: Sequence[str], limit: int, bucket: int) -> list[Document]:
+    """Find ready tasks, most urgent priority first over all classes."""
+    ready = State.READY.value
+    heads: dict[str, int] = {}
+    floor: dict[str, Any] = {}
+    found: list[Document] = []
+    todo = set(classes)
+    while len(found) < limit:
+        for name in todo:
+            query = {"state": ready, "class": name, **floor.get(name, {})}
+            head = store.tasks.find_one(query, {"priority": 1, "_id": 0}, sort=[("priority", 1)], hint="ready")
+            if head is None:
+                heads.pop(name, None)
+            else:
+                heads[name] = head["priority"]
+        if not heads:
+            break
+        name = min(heads, key=lambda key: (heads[key], key))
+        query = {"state": ready, "class": name, "priority": heads[name]}
+        for part in ({"$gte": bucket}, {"$lt": bucket}):
+            left = limit - len(found)
+            if left > 0:
+                found += store.tasks.find(
+                    {**query, "bucket": part}, sort=[("bucket", 1), ("seq", 1)], limit=left, hint="ready"
+                )
+        floor[name] = {"priority": {"$gt": heads[name]}}
+        todo = {name}
+    return found
+
+
+@translating("compare leases")
+def held(store: Store, token: str) -> dict[str, int]:
+    """Return task → attempt of everything leased under `token` (index `lease`)."""
+    return {doc["_id"]: doc["attempt"] for doc in store.tasks.find({"lease": token}, {"attempt": 1})}
+
+
+@translating("find tasks to cancel")
+def to_cancel(store: Store, token: str) -> dict[str, int]:
+    """Return task → attempt of what is leased under `token` and should be cancelled (index `cancel`)."""
+    query = {"cancel": True, "lease": token}
+    return {doc["_id"]: doc["attempt"] for doc in store.tasks.find(query, {"attempt": 1})}
+
+
+@translating("give back leases")
+def give_back(store: Store, token: str, keys: Iterable[tuple[str, int]]) -> None:
+    """Return leases of attempts that have certainly not begun; no record, no blame.
+
+    A task whose cancellation was asked for becomes `cancelled` instead of ready. The attempt's number stays:
+    were it counted down, two executions could bear the same one.
+    """
+    by_attempt: dict[int, list[str]] = defaultdict(list)
+    for task, attempt in keys:
+        by_attempt[attempt].append(task)
+    back = False
+    for attempt, ids in by_attempt.items():
+        query = {"_id": {"$in": ids}, "state": State.LEASED.value, "lease": token, "attempt": attempt}
+        cancelled = store.tasks.update_many({**query, "cancel": True}, _cancelled(datetime.now(UTC))).modified_count
+        back |= store.tasks.update_many({**query, "cancel": {"$ne": True}}, _ready_again()).modified_count > 0
+        if cancelled:
+            _tell(store, ids, [State.CANCELLED])
+    if back:
+        events.hint(store, events.READY)
+
+
+def _ready_again() -> Document:
+    return {"$set": {"state": State.READY.value}, "$unset": {"lease": "", "leased": ""}, "$inc": {"rev": 1}}
+
+
+def _cancelled(now: datetime) -> list[Document]:
+    fields = {"state": State.CANCELLED.value, "ended": now, "rev": NEXT_REV, "unreleased": IF_AWAITED}
+    return [{"$set": fields}, {"$unset": ["lease", "leased", "cancel", "unchecked"]}]
+
+
+def _tell(store: Store, ids: Sequence[str], states: Sequence[State]) -> None:
+    """Tell the clients of those of `ids` that are now in one of `states`."""
+    query = {"_id": {"$in": list(ids)}, "state": {"$in": [s.value for s in states]}}
+    events.tell_ended(store, [(doc.get("client"), doc["_id"]) for doc in store.tasks.find(query, {"client": 1})])
+
+
+# -- finish ---------------------------------------------------------------------------------------
+
+
+class End(NamedTuple):
+    """The outcome of an attempt as its stored record has it."""
+
+    task: str
+    attempt: int
+    token: str
+    outcome: Outcome
+    client: str | None
+
+
+@translating("finish tasks")
+def finish(store: Store, ends: Sequence[End], now: datetime) -> None:
+    """Move leased tasks to where the outcome of their attempt takes them (step 3 of the commit).
+
+    The record of each attempt must be stored already and `outcome` be what it says: the record decides. An
+    attempt whose task has moved on is passed over. Afterwards `dependants.release` frees the dependants.
+    """
+    good: dict[tuple[str, int], list[str]] = defaultdict(list)
+    other: dict[tuple[str, int, Outcome], list[str]] = defaultdict(list)
+    for end in ends:
+        if end.outcome in GOOD:
+            good[end.token, end.attempt].append(end.task)
+        else:
+            other[end.token, end.attempt, end.outcome].append(end.task)
+    for (token, attempt), ids in good.items():
+        store.tasks.update_many(_leased(ids, token, attempt), _done(now))
+    events.tell_ended(store, [(end.client, end.task) for end in ends if end.outcome in GOOD])
+    for (token, attempt, outcome), ids in other.items():
+        _finish_badly(store, ids, token, attempt, outcome, now)
+
+
+def _leased(ids: Sequence[str], token: str, attempt: int) -> Document:
+    return {"_id": {"$in": list(ids)}, "state": State.LEASED.value, "lease": token, "attempt": attempt}
+
+
+def _done(now: datetime) -> list[Document]:
+    fields = {
+        "state": State.DONE.value, "official": SUCCESS, "ended": now, "rev": NEXT_REV, "unreleased": IF_AWAITED,
+    }  # fmt: skip
+    return [{"$set": fields}, {"$unset": ["lease", "leased", "cancel", "pending"]}]
+
+
+def _finish_badly(store: Store, ids: Sequence[str], token: str, attempt: int, outcome: Outcome, now: datetime) -> None:
+    """Read what the decision needs, decide, write filtered on what was read; again for what moved meanwhile."""
+    fields = {name: 1 for name in ("tried", "lost", "retries", "cancel", "rev", "client")}
+    while True:
+        moves: dict[tuple[int, lifecycle.Move], list[str]] = defaultdict(list)
+        clients = {}
+        for doc in store.tasks.find(_leased(ids, token, attempt), fields):
+            counters = lifecycle.Counters(doc["tried"], doc["lost"], doc["retries"], doc.get("cancel", False))
+            moves[doc["rev"], lifecycle.after_attempt(outcome, counters)].append(doc["_id"])
+            clients[doc["_id"]] = doc.get("client")
+        if not moves:
+            return
+        for (rev, move), group in moves.items():
+            query = {**_leased(group, token, attempt), "rev": rev}
+            store.tasks.update_many(query, _moved(move, now))
+            if move.state is State.READY:
+                events.hint(store, events.READY)
+            else:
+                events.tell_ended(store, [(clients[task], task) for task in group])
+
+
+def _moved(move: lifecycle.Move, now: datetime) -> list[Document]:
+    fields: Document = {"state": move.state.value, "tried": move.tried, "lost": move.lost, "rev": NEXT_REV}
+    if move.state is not State.READY:
+        fields |= {"official": SUCCESS, "ended": now, "unreleased": IF_AWAITED}
+        if move.reason:
+            fields["reason"] = move.reason
+        return [{"$set": fields}, {"$unset": ["lease", "leased", "cancel"]}]
+    return [{"$set": fields}, {"$unset": ["lease", "leased"]}]
+
+
+# -- cancel ---------------------------------------------------------------------------------------
+
+
+@translating("cancel tasks")
+def cancel(store: Store, ids: Sequence[str], now: datetime) -> None:
+    """Cancel what has not begun; ask the pools that hold the rest. Ended tasks stay as they are.
+
+    One pipeline update per thousand, so that a task which is being leased gets either the one or the other. A
+    success that comes first stands.
+    """
+    idle = {"$in": ["$state", [State.WAITING.value, State.READY.value]]}
+    for part in chunks(list(ids)):
+        query = {
+            "_id": {"$in": list(part)},
+            "kind": {"$ne": Kind.JOIN.value},
+            "state": {"$in": [State.WAITING.value, State.READY.value, State.LEASED.value]},
+        }
+        store.tasks.update_many(
+            query,
+            [
+                {"$set": {"cancel": {"$cond": [idle, "$$REMOVE", True]}, "rev": NEXT_REV}},
+                {
+                    "$set": {
+                        "unreleased": {"$cond": [idle, IF_AWAITED, "$$REMOVE"]},
+                        "unchecked": {"$cond": [idle, "$$REMOVE", "$unchecked"]},
+                        "ended": {"$cond": [idle, now, "$$REMOVE"]},
+                        "state": {"$cond": [idle, State.CANCELLED.value, "$state"]},
+                    }
+                },
+            ],
+        )
+        _tell(store, part, [State.CANCELLED])
+    events.hint(store, events.CANCEL)
+
+
+# -- read -----------------------------------------------------------------------------------------
+
+
+@translating("read tasks")
+def get(store: Store, ids: Iterable[str], fields: Sequence[str] | None = None) -> dict[str, Document]:
+    """Return the documents of those ids that exist, by id."""
+    wanted = list(dict.fromkeys(ids))
+    projection = None if fields is None else list(fields)
+    found: dict[str, Document] = {}
+    for part in chunks(wanted):
+        for doc in store.tasks.find({"_id": {"$in": list(part)}}, projection):
+            found[doc["_id"]] = doc
+    return found
+
+
+@translating("look up a task")
+def resolve(store: Store, text: str) -> Document:
+    """Return the task whose id is `text`, or whose only id begins with it.
+
+    Raises:
+        TaskNotFound: none, or several (their ids are listed).
+    """
+    exact: Document | None = store.tasks.find_one({"_id": text})
+    if exact is not None:
+        return exact
+    end = text[:-1] + chr(ord(text[-1]) + 1) if text else ""
+    several = list(store.tasks.find({"_id": {"$gte": text, "$lt": end}}, limit=4)) if text else []
+    if len(several) == 1:
+        return several[0]
+    if several:
+        names = ", ".join(doc["_id"] for doc in several[:3])
+        raise TaskNotFound(f"{text!r} fits several tasks ({names}, …): give more of the id")
+    raise TaskNotFound(f"no task {text!r} in this project; `pilot tasks` lists them")
+
+
+@translating("list tasks")
+def listing(
+    store: Store, state: State | None = None, tag: str | None = None, limit: int = 50, fields: Sequence[str] = ()
+) -> list[Document]:
+    """Return the newest tasks first, join documents left out."""
+    query: Document = {"kind": {"$ne": Kind.JOIN.value}}
+    if state is not None:
+        query["state"] = state.value
+    if tag is not None:
+        query["tags"] = tag
+    return list(store.tasks.find(query, list(fields) or None, sort=[("seq", -1)], limit=limit))
+
+
+@translating("count tasks")
+def counts(store: Store) -> dict[State, int]:
+    """Return how many tasks are in each state; ``done`` is what the small indexes do not hold."""
+    total = store.tasks.estimated_document_count()
+    found = {State.LEASED: store.tasks.count_documents({"lease": {"$exists": True}}, hint="lease")}
+    found[State.READY] = store.tasks.count_documents({"state": State.READY.value}, hint="ready")
+    for state in (State.WAITING, State.FAILED, State.CANCELLED):
+        found[state] = store.tasks.count_documents({"state": state.value}, hint="aside")
+    found[State.DONE] = max(0, total - sum(found.values()))
+    joins = [{"$match": {"kind": Kind.JOIN.value}}, {"$group": {"_id": "$state", "n": {"$sum": 1}}}]
+    for group in store.tasks.aggregate(joins, hint="joins"):
+        found[State(group["_id"])] -= group["n"]
+    return {state: max(0, found[state]) for state in State}
