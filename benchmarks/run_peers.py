@@ -226,6 +226,8 @@ def main() -> None:
     parser.add_argument("--tasks", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
+    # The runs are in sessions of their own: only a `finally` reaches them when this program is told to end.
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
     failed = False
     chosen = [run for run in RUNS if arguments.peer in (None, run.peer) and arguments.workload in (None, run.workload)]
     results: dict[Run, list[dict[str, Any]]] = {run: [] for run in chosen}

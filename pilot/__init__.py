@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from concurrent.futures import as_completed, wait
 
     from pilot.client import Project
-    from pilot.client import open_project as open  # noqa: A004
+    from pilot.client import open_project as open
     from pilot.context import Context, current
+    from pilot.define import command, task
     from pilot.errors import PilotError, TaskFailed
     from pilot.future import Future
     from pilot.model import Resources
     from pilot.plain import register
     from pilot.states import Outcome, State
-    from pilot.define import command, task
 
 __version__ = "0.1.0"
 

@@ -7,6 +7,7 @@ state. ``python -P -m pilot.agent SETTINGS`` runs one; the last line of a batch 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -126,10 +127,8 @@ class PoolProcess:
     def kill(self) -> None:
         """End the launcher's process group at once."""
         if self._process is not None and self._process.poll() is None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self._process.wait(10.0)
 
     def last_words(self) -> str:
@@ -193,7 +192,9 @@ class Agent:
                 self._pool_ended(code)
             time.sleep(TICK_S)
         state = PilotState.ENDED
-        self._guarded("write the final state", lambda: pilots.end(self._store, self._settings.pilot, state, self._reason))
+        self._guarded(
+            "write the final state", lambda: pilots.end(self._store, self._settings.pilot, state, self._reason)
+        )
         logger.info("pilot %s ended: %s", self._settings.pilot, self._reason)
         return 0 if self._wish else 1
 

@@ -6,6 +6,7 @@ when the project is closed.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import threading
@@ -21,9 +22,9 @@ from pilot import records, signing, values
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, StoreError, TaskFailed, TaskNotFound
 from pilot.future import Future, Output
-from pilot.model import SCHEMA, Blob, FunctionCode, Input, TaskSpec, new_token
+from pilot.model import SCHEMA, Blob, FunctionCode, Input, TaskSpec, new_batch, new_token, official_record
 from pilot.prepare import code_document
-from pilot.states import ENDED, State
+from pilot.states import ENDED, GOOD, State
 from pilot.store import dependants, events, pilots, provenance, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
@@ -52,8 +53,8 @@ class Project:
 
     def __init__(self, config: ProjectConfig) -> None:
         self.config = config
-        self.session = new_token()
-        self._numbers = itertools.count()
+        self.session = new_token(6)
+        self._ids = (new_batch(time.time(), self.session), itertools.count())
         self._functions: set[str] = set()
         self._objects = Objects(config.objects_folder)
         self._watcher: _Watcher | None = None
@@ -112,6 +113,7 @@ class Project:
             StoreUnavailable: the last chunk may or may not be stored.
         """
         futures: list[Future] = []
+        self._begin_batch()
         with ThreadPoolExecutor(1, "submit") as pool:
             storing = None
             while chunk := self._build(specs := iter(specs), SUBMIT_CHUNK):
@@ -150,8 +152,15 @@ class Project:
         return documents
 
     def new_id(self) -> str:
-        """Return an id for a new task."""
-        return f"{self.session}-{next(self._numbers)}"
+        """Return an id for a new task: those of one `submit` have a beginning in common."""
+        batch, numbers = self._ids
+        return f"{batch}-{next(numbers)}"
+
+    def _begin_batch(self) -> None:
+        batch = new_batch(time.time(), self.session)
+        with self._lock:
+            if batch != self._ids[0]:
+                self._ids = batch, itertools.count()
 
     def encode_input(self, name: str, value: object, function: str) -> Input:
         """Encode one argument; what is large goes to the object repository at once.
@@ -170,13 +179,17 @@ class Project:
         if isinstance(value, Future | Output):
             foreign = value.project is not self and not self._knows([value.__pilot_link__()[0]])
         else:
-            unknown = {link.task for link in links if not link.task.startswith(self.session)}
+            unknown = {link.task for link in links if not self.submitted(link.task)}
             foreign = bool(unknown) and not self._knows(sorted(unknown))
         if foreign:
             raise ForeignFuture(
                 f"argument {name!r} holds a future of another project than {str(self.config.root)!r}; "
                 "pass its result instead"
             )
+
+    def submitted(self, task: str) -> bool:
+        """Say whether this session submitted the task."""
+        return task.partition("-")[0].endswith(self.session)
 
     def _knows(self, ids: Sequence[str]) -> bool:
         return len(tasks.get(self.store, ids, ["_id"])) == len(set(ids))
@@ -243,8 +256,8 @@ class Project:
 
     def record_of(self, task: str) -> dict[str, Any] | None:
         """Return a task's official record, else its latest, else None."""
-        found = tasks.get(self.store, [task], ["official"]).get(task, {})
-        official = found.get("official")
+        found = tasks.get(self.store, [task], ["official"]).get(task)
+        official = official_record(found) if found else None
         if official:
             return provenance.get(self.store, [official]).get(official)
         every = provenance.attempts(self.store, task)
@@ -318,11 +331,11 @@ class _Watcher:
 
     def add(self, futures: Iterable[Future]) -> None:
         """Complete these futures when their tasks have ended."""
-        session = f"{self._project.session}-"
+        submitted = self._project.submitted
         with self._lock:
             for future in futures:
                 self._mine.setdefault(future.id, []).append(future)
-                if not future.id.startswith(session):
+                if not submitted(future.id):
                     self._foreign.add(future.id)
 
     def close(self) -> int:
@@ -343,7 +356,8 @@ class _Watcher:
                     event = tail.next()
                     if event is not None:
                         began = time.monotonic()
-                        self._look(event["tasks"])
+                        self._take_records(event.get("records", ()))
+                        self._look(event.get("tasks", ()))
                     self._sweep()
                     self._warn_if_alone(began)
                 except StoreError as exc:
@@ -376,6 +390,23 @@ class _Watcher:
                     len(self._mine), self._project.config.root,
                 )  # fmt: skip
 
+    def _take_records(self, ids: Sequence[str]) -> None:
+        """Complete the futures of tasks by their records that succeeded: such a record is the official one."""
+        wanted = [name for name in ids if name.rpartition(":")[0] in self._mine]
+        for record in provenance.get(self._project.store, wanted, _RESULT_FIELDS).values() if wanted else ():
+            if record["outcome"] in GOOD:
+                for future in self._pop(record["task"]):
+                    self._succeed(future, record)
+
+    def _pop(self, task: str) -> list[Future]:
+        with self._lock:
+            self._foreign.discard(task)
+            return self._mine.pop(task, [])
+
+    def _succeed(self, future: Future, record: dict[str, Any]) -> None:
+        if not future.done():
+            future.set_result(functools.partial(self._project.decode_result, record))
+
     def _look(self, ids: Sequence[str]) -> None:
         """Fetch those of `ids` that have ended and complete their futures."""
         wanted = [task for task in ids if task in self._mine]
@@ -384,16 +415,13 @@ class _Watcher:
         store = self._project.store
         docs = tasks.get(store, wanted, ["state", "official", "reason", "message", "attempt", "pending", "name"])
         ended = {task: doc for task, doc in docs.items() if doc["state"] in ENDED}
-        officials = [doc["official"] for doc in ended.values() if "official" in doc]
+        officials = [name for doc in ended.values() if (name := official_record(doc))]
         there = provenance.get(store, officials, _RESULT_FIELDS) if officials else {}
         for task, doc in ended.items():
-            record = there.get(doc.get("official", ""))
+            record = there.get(official_record(doc) or "")
             if doc["state"] == State.DONE and record is None:
                 continue  # cannot be: the record comes first
-            with self._lock:
-                futures = self._mine.pop(task, [])
-                self._foreign.discard(task)
-            for future in futures:
+            for future in self._pop(task):
                 self._complete(future, doc, record)
 
     def _complete(self, future: Future, doc: dict[str, Any], record: dict[str, Any] | None) -> None:
@@ -402,8 +430,7 @@ class _Watcher:
         if doc["state"] == State.CANCELLED:
             future.end_cancelled()
         elif doc["state"] == State.DONE and record is not None:
-            project = self._project
-            future.set_result(lambda: project.decode_result(record))
+            self._succeed(future, record)
         else:
             future.set_exception(failure_of(doc, record))
 
@@ -425,7 +452,7 @@ def failure_of(doc: dict[str, Any], record: dict[str, Any] | None) -> TaskFailed
         tail = (record.get("output_log") or {}).get("tail")
         if tail and record["outcome"] != "failed":
             text += f"\n--- last output ---\n{tail.rstrip()}"
-    return TaskFailed(task, reason, text, doc.get("official"))
+    return TaskFailed(task, reason, text, official_record(doc))
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -15,8 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from bson.raw_bson import RawBSONDocument
-
 from pilot import records, signing
 from pilot.errors import ObjectStoreFull, StoreError, StoreFull, StoreUnavailable
 from pilot.model import Result
@@ -24,6 +22,7 @@ from pilot.prepare import Held
 from pilot.states import GOOD
 from pilot.store import dependants, provenance, tasks
 from pilot.store.mongo import Store
+from pilot.store.provenance import RawRecord
 from pilot.store.spool import Spool
 from pilot.store.tasks import Document, End
 
@@ -148,7 +147,7 @@ class Committer:
                 time.sleep(min(left, 0.005))
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
-    def _encode(self, batch: Sequence[Ended]) -> tuple[list[RawBSONDocument], list[End]]:
+    def _encode(self, batch: Sequence[Ended]) -> tuple[list[RawRecord], list[End]]:
         raws = []
         ends = []
         for task, held, result in batch:
@@ -173,7 +172,7 @@ class Committer:
         self._chain.close(small)
         return small
 
-    def _commit(self, raws: Sequence[RawBSONDocument], ends: list[End]) -> None:
+    def _commit(self, raws: Sequence[RawRecord], ends: list[End]) -> None:
         """Write one batch; while the store is away, spool it and try again."""
         spooled = None
         while True:
@@ -203,7 +202,7 @@ class Committer:
         self._released.append([end.task for end in ends])
         self._wake_release.set()
 
-    def _spool_or_complain(self, raws: Sequence[RawBSONDocument]) -> Path | None:
+    def _spool_or_complain(self, raws: Sequence[RawRecord]) -> Path | None:
         try:
             return self._spool.write(raws)
         except OSError as exc:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pilot import calls, functions
@@ -25,7 +25,7 @@ PRIORITY_MAX = 100
 class Options:
     """How tasks are run; the keywords of `task` and `command`."""
 
-    resources: Resources = Resources()
+    resources: Resources = field(default_factory=Resources)
     retries: int = 0
     priority: int = 0
     tags: tuple[str, ...] = ()
@@ -95,7 +95,8 @@ class Task(Generic[P, R]):
             StoreUnavailable: the task may or may not have been stored.
         """
         project = current_project()
-        return project.submit(iter([self._maker(project)(args, kwargs)]))[0]
+        make = self._maker(project)
+        return project.submit(make(args, kwargs) for _ in range(1))[0]
 
     def map(self, *iterables: Iterable[Any], **common: Any) -> list[Future]:
         """Submit one call per set of arguments, thousands per round trip, and return the futures in order.
@@ -109,7 +110,7 @@ class Task(Generic[P, R]):
         """
         project = current_project()
         make = self._maker(project)
-        total = min((len(i) for i in iterables if hasattr(i, "__len__")), default=None)
+        total = min((len(i) for i in iterables if isinstance(i, Sized)), default=None)
         with bar(f"submitting {self.options.name or self.__name__}", total) as advance:  # type: ignore[attr-defined]
             return project.submit((make(args, common) for args in _rows(iterables)), advance)
 
@@ -175,7 +176,7 @@ class CommandTask:
     def submit(self) -> Future:
         """Submit it to the open project. Its result is its named outputs, and ``exit_code``, by name."""
         project = current_project()
-        return project.submit(iter([self._spec(project)]))[0]
+        return project.submit(self._spec(project) for _ in range(1))[0]
 
     def map(self, count: int) -> list[Future]:
         """Submit it `count` times."""
@@ -230,5 +231,3 @@ def command(
             raise InvalidInput(f"input file {name!r} is not below the working directory")
     made = Command(words, shell, cwd, dict(env or {}), files, dict(outputs or {}))
     return CommandTask(made, dict(inputs or {}), _options(**options))
-
-

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -82,8 +82,11 @@ class Leaser:
         self._bucket = bucket_of(token)
         self._wanted = 0
         self._dry = False
-        self._wake = threading.Event()
+        self._hinted = False
+        self._changed = threading.Condition()
         self._closing = threading.Event()
+        self._lease_calls = 0
+        """Starts and ends of calls to `tasks.lease`: odd while one is under way."""
         self._missed: dict[Key, float] = {}
         self._threads = [
             threading.Thread(target=self._guard, args=(loop,), name=name, daemon=True)
@@ -97,7 +100,7 @@ class Leaser:
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        self._wake.set()
+        self._hint()
         for thread in self._threads:
             thread.join(10.0)
 
@@ -105,9 +108,16 @@ class Leaser:
 
     def want(self, count: int) -> None:
         """Say how many attempts more could be used now; 0: none."""
-        self._wanted = count
-        if count and not self._dry:
-            self._wake.set()
+        if count != self._wanted:
+            with self._changed:
+                self._wanted = count
+                if count and not self._dry:
+                    self._changed.notify()
+
+    def _hint(self) -> None:
+        with self._changed:
+            self._hinted = True
+            self._changed.notify()
 
     @property
     def waiting(self) -> int:
@@ -142,10 +152,8 @@ class Leaser:
         classes: list[str] = []
         listed = 0.0
         while not self._closing.is_set() and not self.fenced.is_set():
-            wanted, self._wanted = self._wanted, 0
+            wanted = self._await_wish()
             if not wanted:
-                self._wake.wait(IDLE_S)
-                self._wake.clear()
                 continue
             try:
                 if not classes or time.monotonic() - listed > CLASSES_S:
@@ -156,12 +164,20 @@ class Leaser:
                 log.warning("cannot lease: %s", exc)
                 self._closing.wait(1.0)
                 continue
+            with self._changed:
+                self._dry = not got
+                if got:
+                    self._wanted = 0  # the main loop has not seen them yet: it says anew what it wants
             if got < wanted // 2:
                 classes = []
-            self._dry = not got
-            if self._dry:  # until a hint says that there is work
-                self._wake.wait(IDLE_S)
-                self._wake.clear()
+
+    def _await_wish(self) -> int:
+        """Wait until work is wanted and there may be some, `IDLE_S` at most; return how much is wanted."""
+        with self._changed:
+            if not self._wanted or (self._dry and not self._hinted):
+                self._changed.wait(IDLE_S)
+            self._hinted = False
+            return self._wanted
 
     def _classes(self) -> list[str]:
         """Return the ready classes that one slot can run before the pilot ends."""
@@ -176,12 +192,16 @@ class Leaser:
         return fitting
 
     def _lease(self, classes: Sequence[str], wanted: int) -> int:
-        docs = tasks.lease(self._store, self.token, classes, wanted, self._bucket, datetime.now(UTC))
+        self._lease_calls += 1
+        try:
+            docs = tasks.lease(self._store, self.token, classes, wanted, self._bucket, datetime.now(UTC))
+            self.held.update((doc["_id"], doc["attempt"]) for doc in docs)
+        finally:
+            self._lease_calls += 1
         if not docs:
             self._bucket = (self._bucket + 1) % BUCKETS
             return 0
         self._bucket = docs[-1]["bucket"]
-        self.held.update((doc["_id"], doc["attempt"]) for doc in docs)
         held, refused = self._prepare(docs)
         self._ready.extend(held)
         self.refused.extend(refused)
@@ -205,13 +225,21 @@ class Leaser:
                 continue
             try:
                 pilots.beat_pool(self._store, self.token, dict(self.stats))
-                self._give_back_missed(tasks.held(self._store, self.token))
+                self._compare()
                 self.store_seen = time.monotonic()
             except StoreError as exc:
                 log.warning("cannot report: %s", exc)
 
-    def _give_back_missed(self, leased: Mapping[str, int]) -> None:
-        """Return what is leased under the token and was not held over two looks: its lease's answer was lost."""
+    def _compare(self) -> None:
+        """Return what is leased under the token and not held: the answer to its lease was lost.
+
+        The store is read first and what is held is looked at afterwards; a look during which a lease was under
+        way proves nothing.
+        """
+        before = self._lease_calls
+        leased = tasks.held(self._store, self.token)
+        if before % 2 or self._lease_calls != before:
+            return
         now = time.monotonic()
         missed = [key for key in leased.items() if key not in self.held]
         self._missed = {key: self._missed.get(key, now) for key in missed}
@@ -229,7 +257,7 @@ class Leaser:
                     event = tail.next()
                     now = time.monotonic()
                     if event is not None and event["kind"] == events.READY:
-                        self._wake.set()
+                        self._hint()
                     if (event is not None and event["kind"] == events.CANCEL) or now - looked > 2.0:
                         looked = now
                         found = tasks.to_cancel(self._store, self.token)
@@ -239,4 +267,3 @@ class Leaser:
                 except StoreError as exc:
                     log.info("no hints: %s", exc)
                     self._closing.wait(1.0)
-

@@ -6,8 +6,8 @@ stays light.
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter
 
 def new_token(length: int = 10) -> str:
     """Return `length` random characters (5 bits each) that read well aloud."""
-    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
+    return "".join([_ALPHABET[byte & 31] for byte in os.urandom(length)])
 
 
 def bucket_of(task: str) -> int:
@@ -50,9 +50,33 @@ def bucket_of(task: str) -> int:
     return zlib.crc32(task.encode()) % BUCKETS
 
 
+_TIME_BITS = 40
+_EPOCH = 1_767_225_600  # 2026-01-01
+
+
+def new_batch(now: float, session: str) -> str:
+    """Return the beginning of the ids of tasks that are submitted together; later ones sort after earlier ones.
+
+    Args:
+        now: seconds since the epoch, to 1/64 s.
+        session: random characters of whoever submits, at least 5: two of them never meet in one tick.
+    """
+    ticks = int((now - _EPOCH) * 64) % (1 << _TIME_BITS)
+    digits = [_ALPHABET[ticks >> shift & 31] for shift in range(_TIME_BITS - 5, -1, -5)]
+    return "".join(digits) + session
+
+
 def record_id(task: str, attempt: int) -> str:
     """Return the `_id` of the provenance record of one attempt."""
     return f"{task}:{attempt}"
+
+
+def official_record(doc: Mapping[str, Any]) -> str | None:
+    """Return the `_id` of a task's official record: that of the attempt which ended it, if one did.
+
+    The document keeps the attempt's number only, so that one update can end thousands of tasks.
+    """
+    return record_id(doc["_id"], doc["official"]) if "official" in doc else None
 
 
 # -- durations and sizes --------------------------------------------------------------------------
@@ -149,7 +173,7 @@ class Resources:
     def key(self) -> str:
         """The name of the class that all equal requests share; `from_key` reads it back."""
         memory = "" if self.memory_bytes is None else f"m{self.memory_bytes}"
-        walltime = "" if self.walltime_s is None else f"w{self.walltime_s:g}"
+        walltime = "" if self.walltime_s is None else "w" + f"{self.walltime_s:.3f}".rstrip("0").rstrip(".")
         return f"c{self.cores}{memory}{walltime}"
 
     @classmethod

@@ -28,8 +28,11 @@ def _reduce_text_file(file: io.TextIOWrapper) -> Any:
     raise TypeError(f"cannot pickle the open file {getattr(file, 'name', '?')!r}")
 
 
+_theirs: Any = cloudpickle.Pickler.dispatch_table
+
+
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    dispatch_table = cloudpickle.Pickler.dispatch_table.new_child({io.TextIOWrapper: _reduce_text_file})
+    dispatch_table = _theirs.new_child({io.TextIOWrapper: _reduce_text_file})
 
 
 class _LinkingPickler(_Pickler):

@@ -67,6 +67,8 @@ def _slot(path: str, config: dict[str, Any], rank: int) -> int:
 
 
 def _coordinator(config: dict[str, Any]) -> int:
+    import gc
+
     from pilot import log, signing
     from pilot.config import load_project
     from pilot.coordinator import Coordinator, PoolSettings
@@ -78,6 +80,8 @@ def _coordinator(config: dict[str, Any]) -> int:
     from pilot.store.objects import Objects
 
     log.to_stderr()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # tens of thousands of live documents are no garbage: look for it rarely
     told = config["settings"]
     project = load_project(Path(told["root"]))
     settings = PoolSettings(

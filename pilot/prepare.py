@@ -6,15 +6,15 @@ whose outputs it uses. A task that cannot be run is refused with a reason, and t
 
 from __future__ import annotations
 
-import pickle
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pilot import records, signing
 from pilot.errors import DecodingError, ObjectMissing, PilotError, PythonMismatch, SignatureError
 from pilot.executors.run.handle import Item
-from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Resources, Work
+from pilot.executors.run.wire import pack_work
+from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Resources, Work, official_record
 from pilot.states import Kind, State
 from pilot.store import provenance, tasks
 from pilot.store.mongo import Store
@@ -49,7 +49,7 @@ class Preparer:
         signer: the project's.
     """
 
-    def __init__(self, store: Store, get: Callable[[str], bytes], signer: signing.Signer) -> None:
+    def __init__(self, store: Store, get: records.Get, signer: signing.Signer) -> None:
         self._store = store
         self._get = get
         self._signer = signer
@@ -116,8 +116,8 @@ class Preparer:
     def _officials(self, parents: set[str]) -> dict[str, Document]:
         """Return the official record of each parent, verified; one that does not verify is left out."""
         found = tasks.get(self._store, parents, ["official", "state"])
-        official = {doc["official"]: task for task, doc in found.items() if doc["state"] == State.DONE}
-        there = provenance.get(self._store, official, records.VERIFIED_FIELDS)
+        official = {official_record(doc): task for task, doc in found.items() if doc["state"] == State.DONE}
+        there = provenance.get(self._store, filter(None, official), records.VERIFIED_FIELDS)
         return {official[name]: record for name, record in there.items()}
 
     def _complete(self, doc: Document, inputs: tuple[Input, ...], officials: Mapping[str, Document]) -> Held:
@@ -126,18 +126,18 @@ class Preparer:
             raise self._bad_functions[function]
         linked: dict[tuple[str, str | None], Blob] = {}
         sources: dict[tuple[str, str | None], list[records.Source]] = {}
-        for item in inputs:
-            for link in item.links:
+        for used in inputs:
+            for link in used.links:
                 if (link.task, link.output) not in sources:
                     self._resolve(link.task, link.output, officials.get(link.task), linked, sources)
         resources = Resources.from_key(doc["class"])
         command = Command.from_document(doc["command"]) if doc["command"] else None
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
-            tuple((item.name, item.blob) for item in inputs), linked, resources.memory_bytes, resources.cores,
+            tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
         )  # fmt: skip
-        frame = pickle.dumps(work, 5)
-        item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, doc.get("fresh", False), frame)
+        fresh = doc.get("fresh", False)
+        item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))
         return Held(doc, item, inputs, sources)
 
     def _resolve(

@@ -30,6 +30,9 @@ Document = dict[str, Any]
 Put = Callable[[values.Encoded], str]
 """Writes an encoded value to the object repository and returns its hash."""
 
+Get = Callable[[str], bytes | memoryview]
+"""Reads an object; its bytes have the hash that names it."""
+
 _LINK_BYTES = 48
 _ENTRY_BYTES = 160
 
@@ -49,7 +52,7 @@ def pack(items: list[Document], put: Put, inline: int) -> Any:
     return {"object": put(values.encode(items)), "count": len(items)}
 
 
-def unpack(stored: Any, get: Callable[[str], bytes]) -> list[Document]:
+def unpack(stored: Any, get: Get) -> list[Document]:
     """Return the list that `pack` stored; `get` reads an object."""
     if isinstance(stored, Mapping):
         items: list[Document] = values.decode(get(stored["object"]))
@@ -89,7 +92,7 @@ def pack_inputs(inputs: Sequence[Input], put: Put) -> Any:
     return pack(entries, put, INLINE_DOCUMENT_BYTES + 1)
 
 
-def unpack_inputs(stored: Any, get: Callable[[str], bytes]) -> tuple[Input, ...]:
+def unpack_inputs(stored: Any, get: Get) -> tuple[Input, ...]:
     """Return what `pack_inputs` stored."""
     return tuple(
         Input(
@@ -277,7 +280,19 @@ def lost_record(task: Mapping[str, Any], token: str, reason: str, now: datetime)
 
 def minimal(doc: Mapping[str, Any], why: str) -> Document:
     """Return the record that stands in for one that cannot be stored: outcome `failed`, reason `record`."""
-    keep = ("_id", "task", "attempt", "token", "kind", "name", "pilot", "task_signature", "environment", "site", "chain")
+    keep = (
+        "_id",
+        "task",
+        "attempt",
+        "token",
+        "kind",
+        "name",
+        "pilot",
+        "task_signature",
+        "environment",
+        "site",
+        "chain",
+    )
     small = {key: doc[key] for key in keep if key in doc}
     moments = {key: value for key, value in doc["time"].items() if isinstance(value, datetime)}
     failure = Failure("RecordRejected", why[:2000], "", -1, str(doc.get("host", ""))[:200])
@@ -328,9 +343,7 @@ def refusal(task: Mapping[str, Any], error: PilotError, rank: int, host: str, no
 def lost_result(task: Mapping[str, Any], reason: str, host: str, now: float) -> Result:
     """Return the result of an attempt whose slot went away."""
     failure = Failure("SlotLost", reason, "", -1, host)
-    return Result(
-        task["_id"], task["attempt"], Outcome.LOST, (), failure, None, now, now, Usage(0.0, 0.0, 0), -1, host
-    )
+    return Result(task["_id"], task["attempt"], Outcome.LOST, (), failure, None, now, now, Usage(0.0, 0.0, 0), -1, host)
 
 
 def _utc(seconds: float) -> datetime:

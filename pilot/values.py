@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_NATIVE", "Encoded", "Reference", "decode", "digest", "encode", "encode_argument", "from_native",
-    "native", "reencode", "register",
+    "hasher", "native", "reencode", "register",
 ]  # fmt: skip
 
 NOT_NATIVE: Any = type("NotNative", (), {"__repr__": lambda self: "NOT_NATIVE"})()
@@ -79,10 +79,15 @@ class Encoded:
         return first if len(self.parts) == 1 and type(first) is bytes else b"".join(self.parts)
 
 
+def hasher() -> blake2b:
+    """Return a new BLAKE2b-256 to update with the pieces of an encoding."""
+    return blake2b(digest_size=32)
+
+
 def digest(*parts: Part) -> str:
     """Return the BLAKE2b-256 of the parts, one after the other, in hexadecimal."""
-    state = blake2b(parts[0], digest_size=32)
-    for part in parts[1:]:
+    state = hasher()
+    for part in parts:
         state.update(part)
     return state.hexdigest()
 

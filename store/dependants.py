@@ -116,7 +116,7 @@ def check(store: Store, ids: Sequence[str] | None = None) -> int:
 
 
 def _check_chunk(store: Store, ids: Sequence[str]) -> int:
-    fields = {name: 1 for name in ("pending", "waits", "state", "reason", "rev", "kind", "client")}
+    fields = dict.fromkeys(("pending", "waits", "state", "reason", "rev", "kind", "client"), 1)
     docs = list(store.tasks.find({"_id": {"$in": list(ids)}, "unchecked": True}, fields))
     parents = list({parent for doc in docs for parent in doc.get("pending", ())})
     for part in chunks(parents):  # announce first, read after: see the head of this module

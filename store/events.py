@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from bson import ObjectId
@@ -40,14 +41,21 @@ def hint(store: Store, kind: str) -> None:
 
 
 @translating("tell clients of ended tasks")
-def tell_ended(store: Store, tasks: Iterable[tuple[str | None, str]]) -> None:
-    """Tell each client which of its tasks have ended; `tasks` holds (client, task id)."""
+def tell_ended(store: Store, ended: Iterable[tuple[str | None, str]], records: bool = False) -> None:
+    """Tell each client which of its tasks have ended.
+
+    Args:
+        store: the database.
+        ended: (client, task id); or, with `records`, (client, id of a record that succeeded), which says all.
+        records: see there.
+    """
     documents = []
-    named = sorted((client, task) for client, task in tasks if client)
-    for client, group in groupby(named, key=lambda pair: pair[0]):
-        ids = [task for _, task in group]
+    named = sorted((client, name) for client, name in ended if client)
+    for client, group in groupby(named, key=itemgetter(0)):
+        ids = [name for _, name in group]
         for start in range(0, len(ids), _BATCH):
-            documents.append({"kind": ENDED, "client": client, "tasks": ids[start : start + _BATCH]})
+            field = "records" if records else "tasks"
+            documents.append({"kind": ENDED, "client": client, field: ids[start : start + _BATCH]})
     if documents:
         _quick(store).insert_many(documents, ordered=False)
 

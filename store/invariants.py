@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pilot.model import record_id
+from pilot.model import official_record, record_id
 from pilot.states import ENDED, GOOD, Kind, State
 from pilot.store.mongo import Store, translating
 from pilot.store.tasks import Document, chunks
@@ -57,7 +57,7 @@ def _documents(store: Store, only: set[str] | None) -> Iterable[list[Document]]:
 def _states(store: Store, only: set[str] | None) -> Iterable[Problem]:
     """Check states against leases, official records and parents."""
     for docs in _documents(store, only):
-        officials = [doc["official"] for doc in docs if "official" in doc]
+        officials = [name for doc in docs if (name := official_record(doc))]
         outcomes: dict[str, str] = {}
         for part in chunks(officials):
             for record in store.provenance.find({"_id": {"$in": list(part)}}, {"outcome": 1}):
@@ -75,7 +75,7 @@ def _states(store: Store, only: set[str] | None) -> Iterable[Problem]:
 def _ended_rightly(doc: Document, outcomes: dict[str, str]) -> Iterable[str]:
     state = State(doc["state"])
     if state is State.DONE and doc["kind"] != Kind.JOIN:
-        official = doc.get("official")
+        official = official_record(doc)
         if official != record_id(doc["_id"], doc["attempt"]):
             yield f"done at attempt {doc['attempt']}, but its official record is {official!r}"
         elif outcomes.get(official) not in set(GOOD):
@@ -142,7 +142,8 @@ def _sources_of(store: Store, records: list[Document]) -> Iterable[Problem]:
     for part in chunks(sorted(wanted)):
         there = {doc["_id"]: doc for doc in store.provenance.find({"_id": {"$in": list(part)}}, ["task", "outputs"])}
         tasks = [doc["task"] for doc in there.values()]
-        official = {doc["_id"]: doc.get("official") for doc in store.tasks.find({"_id": {"$in": tasks}}, ["official"])}
+        users = store.tasks.find({"_id": {"$in": tasks}}, ["official"])
+        official = {doc["_id"]: official_record(doc) for doc in users}
         for name in part:
             for user, output, digest in wanted[name]:
                 task = user.rpartition(":")[0]

@@ -111,10 +111,7 @@ class LocalServer:
         return self._uri(LOOPBACK, process.port)
 
     def start(self, deadline_s: float = 60.0) -> str:
-        """Make sure that the server runs and return its URI, password included.
-
-        Args:
-            deadline_s: how long this may take in all; half a second or so is usual.
+        """Make sure that the server runs and return its URI, password included; half a second or so is usual.
 
         Raises:
             ServerNotFound: there is no mongod.

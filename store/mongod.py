@@ -34,6 +34,7 @@ _PORTS = range(15_000, 32_768)
 _RESTARTED = 20698  # the log's number for "SERVER RESTARTED"
 _LOG_ROTATE_BYTES = 16 * 1024 * 1024
 _LOG_TAIL_BYTES = 256 * 1024
+_FULL_BYTES = 64 * 1024
 
 _PACKAGES = {
     "libcurl.so.4": "libcurl4",
@@ -133,12 +134,13 @@ def await_end(dbpath: Path, pid: int, deadline: float) -> bool:
 
 def _gone(dbpath: Path, pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return True
-    # A process that exits loses its command line first, then its files and sockets, and is a zombie after that.
+    # A process that exits loses its command line first, then its files and sockets; its main thread may be a zombie
+    # while others still hold them.
     argv = _argv(pid)
-    return state in "ZX" or (argv != [""] and not _is_on(argv, dbpath))
+    return (fields[0] in "ZX" and int(fields[17]) <= 1) or (argv != [""] and not _is_on(argv, dbpath))
 
 
 def _locker(dbpath: Path) -> int:
@@ -271,7 +273,7 @@ def why(directory: Path, since: int = 0, *, fatal: bool = False) -> str:
             log.seek(max(since if since <= size else 0, size - _LOG_TAIL_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
     except OSError:
-        return ""
+        lines = []
     full, said = "", {"E": list[str](), "F": list[str]()}
     for line in lines:
         try:
@@ -285,6 +287,8 @@ def why(directory: Path, since: int = 0, *, fatal: bool = False) -> str:
             detail = details.get("error") or details.get("message") or ""
             said[severity].append(f"{text}: {detail}" if detail else str(text))
             full = next(iter(_NO_SPACE.findall(line)), full)
+    if not full and shutil.disk_usage(directory).free < _FULL_BYTES:  # then the log cannot say so
+        full = f"less than {_FULL_BYTES} bytes free"
     if full:
         return f"the disk is full ({full})"
     return "; ".join((said["F"] or ([] if fatal else said["E"]))[-3:])[-600:]

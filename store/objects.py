@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pilot.errors import EncodingError, InvalidInput, ObjectCorrupt, ObjectMissing, ObjectStoreFull
-from pilot.values import Encoded, digest
+from pilot.values import Encoded, digest, hasher
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PIECE = 16 << 20
@@ -118,8 +118,6 @@ class Objects:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            if any(type(part) is memoryview and not part.readonly for part in encoded.parts):
-                self._check_copy(temporary, encoded)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -128,12 +126,6 @@ class Objects:
         _sync_directory(path.parent)
         if new:
             _sync_directory(self.root)
-
-    def _check_copy(self, temporary: Path, encoded: Encoded) -> None:
-        with open(temporary, "rb") as file:
-            data = _map(file.fileno())
-        if digest(data) != encoded.hash:
-            raise EncodingError("a value changed while it was stored; do not change an array until the call returns")
 
     @contextmanager
     def _found(self, hash: str) -> Iterator[Path]:
@@ -157,10 +149,23 @@ class Objects:
 
 
 def _write_parts(descriptor: int, encoded: Encoded) -> None:
+    """Write in pieces: one call takes 2 GiB at most.
+
+    What another thread may change is copied piece by piece, and the hash taken of what is written.
+    """
+    unstable = any(type(part) is memoryview and not part.readonly for part in encoded.parts)
+    written = hasher()
     for part in encoded.parts:
-        view = memoryview(part)
-        while view:
-            view = view[os.write(descriptor, view[:_PIECE]) :]
+        whole = memoryview(part)
+        for start in range(0, len(whole), _PIECE):
+            piece = whole[start : start + _PIECE]
+            if unstable:
+                piece = memoryview(bytes(piece))
+                written.update(piece)
+            while piece:
+                piece = piece[os.write(descriptor, piece) :]
+    if unstable and written.hexdigest() != encoded.hash:
+        raise EncodingError("a value changed while it was stored; leave an array alone until the call returns")
 
 
 def _map(descriptor: int) -> memoryview:

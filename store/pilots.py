@@ -14,7 +14,7 @@ from bson.raw_bson import RawBSONDocument
 
 from pilot.errors import Fenced
 from pilot.states import Outcome, PilotState, PoolState, State
-from pilot.store import provenance, tasks
+from pilot.store import dependants, provenance, tasks
 from pilot.store.mongo import Store, translating
 from pilot.store.tasks import Document, End
 
@@ -144,7 +144,7 @@ def dead_tokens(store: Store) -> list[str]:
     Reads the leases first and the pools second: a pool is registered before it leases, so a live one is never
     in the answer. A set, not an event: whatever one reaper leaves, the next one finds.
     """
-    leased: list[str] = store.tasks.distinct("lease", {"lease": {"$exists": True}})
+    leased: list[str] = store.tasks.distinct("lease", {"lease": {"$gt": ""}})  # so written, it reads the index only
     live = set(pool_beats(store))
     return [token for token in leased if token not in live]
 
@@ -153,15 +153,17 @@ def dead_tokens(store: Store) -> list[str]:
 def reap(store: Store, token: str, lost_record: Callable[[Document], RawBSONDocument]) -> int:
     """End every attempt leased under a dead pool's token as `lost`, or as its record says; return how many.
 
-    The `lost` record goes in first; where the pool's own record is there already, its outcome is applied.
+    `lost_record` is given the task's document without its inputs. The `lost` record goes in first; where the pool's own record is there already, its outcome is applied.
     Filters on token and attempt, so that any number of reapers may do this at once, again and again.
     """
     count = 0
     while True:
-        docs = list(store.tasks.find({"lease": token, "state": State.LEASED.value}, limit=tasks.CHUNK))
+        query = {"lease": token, "state": State.LEASED.value}
+        docs = list(store.tasks.find(query, {"inputs": False}, limit=tasks.CHUNK))
         if not docs:
             return count
         ends = [End(doc["_id"], doc["attempt"], token, Outcome.LOST, doc.get("client")) for doc in docs]
         ends = provenance.settle(store, [lost_record(doc) for doc in docs], ends)
         tasks.finish(store, ends, datetime.now(UTC))
+        dependants.release(store, [end.task for end in ends])
         count += len(docs)

@@ -16,10 +16,14 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError
 
+from pilot.errors import StoreUnavailable
 from pilot.model import record_id
 from pilot.states import Outcome
 from pilot.store.mongo import Store, duplicates, translating
 from pilot.store.tasks import Document, End, chunks
+
+RawRecord = RawBSONDocument
+"""A record as the bytes that are stored; made by `encode`."""
 
 RECORD_BYTES = 8 * 1024 * 1024
 """A record above this is replaced by a minimal one; MongoDB's own limit is twice that."""
@@ -53,9 +57,12 @@ def insert(store: Store, records: Sequence[RawBSONDocument]) -> dict[str, Outcom
     try:
         store.provenance.insert_many(records, ordered=False)
     except BulkWriteError as exc:
-        for part in chunks(duplicates(exc)):
+        ids = duplicates(exc)
+        for part in chunks(ids):
             for doc in store.provenance.find({"_id": {"$in": list(part)}}, {"outcome": 1}):
                 there[doc["_id"]] = Outcome(doc["outcome"])
+        if len(there) < len(ids):  # somebody's insert that may yet be rolled back: nothing is decided
+            raise StoreUnavailable(f"cannot read {len(ids) - len(there)} records that are being written; repeat") from exc
     return there
 
 

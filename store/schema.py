@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo import ASCENDING, IndexModel
+from pymongo.errors import OperationFailure
 
 from pilot.errors import SchemaMismatch
 from pilot.model import SCHEMA
@@ -23,12 +24,16 @@ from pilot.store.mongo import Store, translating
 
 EVENTS_BYTES = 8 * 1024 * 1024
 
+_EXISTS = 48
+
 
 def _marker(name: str) -> IndexModel:
-    """Index only the documents that carry the marker: sweeps read nothing else."""
-    return IndexModel([(name, ASCENDING)], name=name, partialFilterExpression={name: True})
+    """Index only the documents that carry the marker: sweeps read nothing else, and some by id not even those."""
+    return IndexModel([(name, ASCENDING), ("_id", ASCENDING)], name=name, partialFilterExpression={name: True})
 
 
+# Every update of a task looks at every index, so there is none that could be done without: a listing goes by
+# `_id`, which grows with time.
 TASK_INDEXES = (
     IndexModel(
         [(key, ASCENDING) for key in ("state", "class", "priority", "bucket", "seq")],
@@ -40,13 +45,13 @@ TASK_INDEXES = (
     IndexModel(
         [("state", ASCENDING), ("seq", ASCENDING)],
         name="aside",
-        partialFilterExpression={"state": {"$in": [State.WAITING.value, State.FAILED.value, State.CANCELLED.value]}},
+        partialFilterExpression={
+            "$or": [
+                {"state": {"$in": [State.WAITING.value, State.FAILED.value, State.CANCELLED.value]}},
+                {"kind": Kind.JOIN.value},
+            ]
+        },
     ),
-    IndexModel([("seq", DESCENDING)], name="seq"),
-    IndexModel(
-        [("tags", ASCENDING), ("seq", DESCENDING)], name="tags", partialFilterExpression={"tags": {"$exists": True}}
-    ),
-    IndexModel([("kind", ASCENDING)], name="joins", partialFilterExpression={"kind": Kind.JOIN.value}),
     _marker("unchecked"),
     _marker("unreleased"),
     _marker("revive"),
@@ -62,7 +67,11 @@ def create(store: Store, project: str) -> None:
         SchemaMismatch: the database holds another version or another project.
     """
     if "events" not in store.database.list_collection_names():
-        store.database.create_collection("events", capped=True, size=EVENTS_BYTES, check_exists=False)
+        try:
+            store.database.create_collection("events", capped=True, size=EVENTS_BYTES, check_exists=False)
+        except OperationFailure as exc:
+            if exc.code != _EXISTS:  # another process made it a moment ago
+                raise
     store.tasks.create_indexes(list(TASK_INDEXES))
     store.pools.create_indexes([IndexModel([("pilot", ASCENDING)], name="pilot")])
     store.meta.update_one({"_id": "schema"}, {"$setOnInsert": {"version": SCHEMA, "project": project}}, upsert=True)

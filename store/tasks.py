@@ -16,7 +16,7 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from pilot import lifecycle
 from pilot.errors import TaskNotFound
-from pilot.model import TaskSpec, bucket_of
+from pilot.model import TaskSpec, bucket_of, record_id
 from pilot.states import GOOD, Kind, Outcome, State
 from pilot.store import events
 from pilot.store.mongo import Store, duplicates, translating
@@ -27,13 +27,13 @@ T = TypeVar("T")
 CHUNK = 1000
 """Ids in one query or update."""
 
-SUCCESS = {"$concat": ["$_id", ":", {"$toString": "$attempt"}]}
-"""The official record's `_id`, in an update pipeline."""
-
 IF_AWAITED = {"$cond": [{"$eq": ["$awaited", True]}, True, "$$REMOVE"]}
 """Value of the markers ``unreleased`` and ``revive``: set only where somebody has said that he waits."""
 
 NEXT_REV = {"$add": ["$rev", 1]}
+
+BY_ID = "_id_"
+"""Hint of every write that names its ids: left to itself the server has chosen `ready`, and read the whole queue."""
 
 
 def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
@@ -90,22 +90,34 @@ def document(spec: TaskSpec, inputs: object, *, client: str, seq: int, now: date
 
 
 @translating("submit tasks")
-def insert(store: Store, documents: Sequence[Document]) -> None:
+def insert(store: Store, documents: Sequence[Document], in_order: bool = False) -> None:
     """Store new tasks; those that are there already (a repeated call) are left as they are.
 
     Tasks without parents can be leased at once. The others wait, marked `unchecked`, until
-    `dependants.check` has looked at their parents: call it next. A task's parents must have been stored by
-    an earlier call, or check names the missing one.
+    `dependants.check` has looked at their parents: call it next. A task's parents must have been stored
+    before it, by an earlier call or `in_order`, or check names the missing one.
+
+    Args:
+        store: the database.
+        documents: the tasks.
+        in_order: whoever sees one of them sees those before it too.
 
     Raises:
         StoreUnavailable: repeat the call with the same documents.
         StoreFull: free space, then repeat.
     """
     for part in chunks(documents, 5000):
-        try:
-            store.tasks.insert_many(part, ordered=False)
-        except BulkWriteError as exc:
-            duplicates(exc)
+        missing = part
+        while missing:
+            try:
+                store.tasks.insert_many(missing, ordered=in_order)
+                break
+            except BulkWriteError as exc:
+                duplicates(exc)
+                if not in_order:
+                    break
+                there = get(store, [doc["_id"] for doc in missing], ["_id"])  # the first of these ended the insert
+                missing = [doc for doc in missing if doc["_id"] not in there]
     if any(doc["state"] == State.READY for doc in documents):
         events.hint(store, events.READY)
 
@@ -147,6 +159,7 @@ def lease(store: Store, token: str, classes: Sequence[str], limit: int, bucket: 
                     "$set": {"state": State.LEASED.value, "lease": token, "leased": now},
                     "$inc": {"attempt": 1, "rev": 1},
                 },
+                hint=BY_ID,
             ).modified_count
         except PyMongoError:  # whatever it was: what counts is what the store says now
             certain = False
@@ -223,9 +236,11 @@ def give_back(store: Store, token: str, keys: Iterable[tuple[str, int]]) -> None
     back = False
     for attempt, ids in by_attempt.items():
         query = {"_id": {"$in": ids}, "state": State.LEASED.value, "lease": token, "attempt": attempt}
-        cancelled = store.tasks.update_many({**query, "cancel": True}, _cancelled(datetime.now(UTC))).modified_count
-        back |= store.tasks.update_many({**query, "cancel": {"$ne": True}}, _ready_again()).modified_count > 0
-        if cancelled:
+        # In this order: a wish to cancel that comes between the two is seen by the second.
+        again = store.tasks.update_many({**query, "cancel": {"$ne": True}}, _ready_again(), hint=BY_ID)
+        back |= again.modified_count > 0
+        ended = store.tasks.update_many({**query, "cancel": True}, _cancelled(datetime.now(UTC)), hint=BY_ID)
+        if ended.modified_count:
             _tell(store, ids, [State.CANCELLED])
     if back:
         events.hint(store, events.READY)
@@ -274,8 +289,9 @@ def finish(store: Store, ends: Sequence[End], now: datetime) -> None:
         else:
             other[end.token, end.attempt, end.outcome].append(end.task)
     for (token, attempt), ids in good.items():
-        store.tasks.update_many(_leased(ids, token, attempt), _done(now))
-    events.tell_ended(store, [(end.client, end.task) for end in ends if end.outcome in GOOD])
+        _finish_well(store, ids, token, attempt, now)
+    succeeded = [(end.client, record_id(end.task, end.attempt)) for end in ends if end.outcome in GOOD]
+    events.tell_ended(store, succeeded, records=True)
     for (token, attempt, outcome), ids in other.items():
         _finish_badly(store, ids, token, attempt, outcome, now)
 
@@ -284,16 +300,23 @@ def _leased(ids: Sequence[str], token: str, attempt: int) -> Document:
     return {"_id": {"$in": list(ids)}, "state": State.LEASED.value, "lease": token, "attempt": attempt}
 
 
-def _done(now: datetime) -> list[Document]:
-    fields = {
-        "state": State.DONE.value, "official": SUCCESS, "ended": now, "rev": NEXT_REV, "unreleased": IF_AWAITED,
-    }  # fmt: skip
-    return [{"$set": fields}, {"$unset": ["lease", "leased", "cancel", "pending"]}]
+def _finish_well(store: Store, ids: Sequence[str], token: str, attempt: int, now: datetime) -> None:
+    """Make leased tasks `done`: first those that nobody awaits, which are most, then the others.
+
+    ``awaited`` is only ever set, so what the first update passes over for it, the second one takes.
+    """
+    leased = _leased(ids, token, attempt)
+    fields = {"state": State.DONE.value, "official": attempt, "ended": now}
+    leave: Document = {"$unset": dict.fromkeys(("lease", "leased", "cancel"), ""), "$inc": {"rev": 1}}
+    leaf = store.tasks.update_many({**leased, "awaited": {"$ne": True}}, {"$set": fields, **leave}, hint=BY_ID)
+    if leaf.modified_count < len(ids):
+        fields["unreleased"] = True
+        store.tasks.update_many({**leased, "awaited": True}, {"$set": fields, **leave}, hint=BY_ID)
 
 
 def _finish_badly(store: Store, ids: Sequence[str], token: str, attempt: int, outcome: Outcome, now: datetime) -> None:
     """Read what the decision needs, decide, write filtered on what was read; again for what moved meanwhile."""
-    fields = {name: 1 for name in ("tried", "lost", "retries", "cancel", "rev", "client")}
+    fields = dict.fromkeys(("tried", "lost", "retries", "cancel", "rev", "client"), 1)
     while True:
         moves: dict[tuple[int, lifecycle.Move], list[str]] = defaultdict(list)
         clients = {}
@@ -305,7 +328,7 @@ def _finish_badly(store: Store, ids: Sequence[str], token: str, attempt: int, ou
             return
         for (rev, move), group in moves.items():
             query = {**_leased(group, token, attempt), "rev": rev}
-            store.tasks.update_many(query, _moved(move, now))
+            store.tasks.update_many(query, _moved(move, now), hint=BY_ID)
             if move.state is State.READY:
                 events.hint(store, events.READY)
             else:
@@ -315,7 +338,7 @@ def _finish_badly(store: Store, ids: Sequence[str], token: str, attempt: int, ou
 def _moved(move: lifecycle.Move, now: datetime) -> list[Document]:
     fields: Document = {"state": move.state.value, "tried": move.tried, "lost": move.lost, "rev": NEXT_REV}
     if move.state is not State.READY:
-        fields |= {"official": SUCCESS, "ended": now, "unreleased": IF_AWAITED}
+        fields |= {"official": "$attempt", "ended": now, "unreleased": IF_AWAITED}
         if move.reason:
             fields["reason"] = move.reason
         return [{"$set": fields}, {"$unset": ["lease", "leased", "cancel"]}]
@@ -338,6 +361,7 @@ def cancel(store: Store, ids: Sequence[str], now: datetime) -> None:
             "_id": {"$in": list(part)},
             "kind": {"$ne": Kind.JOIN.value},
             "state": {"$in": [State.WAITING.value, State.READY.value, State.LEASED.value]},
+            "cancel": {"$ne": True},
         }
         store.tasks.update_many(
             query,
@@ -352,6 +376,7 @@ def cancel(store: Store, ids: Sequence[str], now: datetime) -> None:
                     }
                 },
             ],
+            hint=BY_ID,
         )
         _tell(store, part, [State.CANCELLED])
     events.hint(store, events.CANCEL)
@@ -382,8 +407,8 @@ def resolve(store: Store, text: str) -> Document:
     exact: Document | None = store.tasks.find_one({"_id": text})
     if exact is not None:
         return exact
-    end = text[:-1] + chr(ord(text[-1]) + 1) if text else ""
-    several = list(store.tasks.find({"_id": {"$gte": text, "$lt": end}}, limit=4)) if text else []
+    beginning = {"$gte": text, "$lt": text + "\uffff"}
+    several = list(store.tasks.find({"_id": beginning, "kind": {"$ne": Kind.JOIN.value}}, limit=4)) if text else []
     if len(several) == 1:
         return several[0]
     if several:
@@ -402,7 +427,7 @@ def listing(
         query["state"] = state.value
     if tag is not None:
         query["tags"] = tag
-    return list(store.tasks.find(query, list(fields) or None, sort=[("seq", -1)], limit=limit))
+    return list(store.tasks.find(query, list(fields) or None, sort=[("_id", -1)], limit=limit))
 
 
 @translating("count tasks")
@@ -414,7 +439,6 @@ def counts(store: Store) -> dict[State, int]:
     for state in (State.WAITING, State.FAILED, State.CANCELLED):
         found[state] = store.tasks.count_documents({"state": state.value}, hint="aside")
     found[State.DONE] = max(0, total - sum(found.values()))
-    joins = [{"$match": {"kind": Kind.JOIN.value}}, {"$group": {"_id": "$state", "n": {"$sum": 1}}}]
-    for group in store.tasks.aggregate(joins, hint="joins"):
-        found[State(group["_id"])] -= group["n"]
+    for state in (State.WAITING, State.DONE, State.FAILED):
+        found[state] -= store.tasks.count_documents({"state": state.value, "kind": Kind.JOIN.value}, hint="aside")
     return {state: max(0, found[state]) for state in State}

@@ -63,6 +63,7 @@ class Game:
         self.events: list[Any] = []
         self.report: dict[str, Any] = {"library": self.world.library, "size": self.world.size}
         self.slots.wait_hello(DEADLINE_S)
+        self.poll(0)
 
     def poll(self, timeout_s: float = 0.2) -> list[Any]:
         """Poll once and keep count of what came."""
@@ -136,7 +137,8 @@ def throughput(game: Game) -> None:
             free = window - len(game.slots.in_hand(slot))
             if items and free >= window // 2:
                 game.slots.dispatch(slot, [items.pop() for _ in range(min(free, len(items)))])
-        for event in game.slots.poll(0.2):
+        events: list[Any] = game.slots.poll(0.2)
+        for event in events:
             if type(event).__name__ == "Finished":
                 done += len(event.results)
                 for one in event.results:
@@ -251,6 +253,12 @@ def killed(game: Game) -> None:
     game.until(lambda: False, 30)
 
 
+def silent(game: Game) -> None:
+    """Rank 0 hangs: the slots do not wait for ever."""
+    begin_work(game)
+    time.sleep(60)
+
+
 def broken(game: Game) -> None:
     """Raise in rank 0 while slots work: the whole program must end."""
     begin_work(game)
@@ -263,17 +271,16 @@ def frozen(game: Game) -> None:
     hello = game.slots.slots[1].hello
     os.kill(hello.pid if hello else 0, signal.SIGSTOP)
     in_hand = len(game.slots.in_hand(1))
-    game.report["lost_s"] = game.until(lambda: bool(game.events))
+    game.report["lost_s"] = game.until(lambda: any(type(event).__name__ == "Lost" for event in game.events))
     lost = [event for event in game.events if type(event).__name__ == "Lost"]
     game.report["lost_keys"], game.report["were_in_hand"] = sum(len(e.keys) for e in lost), in_hand
     os.kill(hello.pid if hello else 0, signal.SIGCONT)
     game.slots.dispatch(2, [make_item("after", "nothing")])
-    game.slots.recall(2)
-    time.sleep(1)
-    game.poll()
     for key in list(game.slots.in_hand(2)):
-        game.slots.cancel(*key)
+        if key != ("after", 1):
+            game.slots.cancel(*key)
     game.until(lambda: game.slots.load() == 0)
+    game.report["after"] = game.outcomes["after"]
 
 
 def paused(game: Game) -> None:
@@ -294,7 +301,7 @@ def stopping(game: Game) -> None:
 def failing(game: Game) -> None:
     """Slots whose child cannot start say so and return what they were given."""
     game.slots.dispatch(1, [make_item(f"t{i}", "nothing") for i in range(5)])
-    game.until(lambda: any(type(event).__name__ == "Failing" for event in game.events))
+    game.until(lambda: any(type(e).__name__ == "Failing" and e.slot == 1 for e in game.events))
     game.report["able"] = game.slots.able()
 
 
@@ -325,6 +332,36 @@ def idle(game: Game) -> None:
 def hello(game: Game) -> None:
     """Only start, and stop."""
     game.report["hosts"] = [slot.hello.host for slot in game.slots.slots.values() if slot.hello]
+
+
+def storm(expected: int, folder: Path, options: dict[str, Any]) -> int:
+    """Large messages between rank 0 and each other rank, many in both directions at once. No slots here."""
+    from pilot.executors.pool import world
+    from pilot.executors.pool.messages import Failing
+
+    here = world.start(expected)
+    transport = here.transport()
+    peers = range(1, here.size) if here.rank == 0 else range(1)
+    count, size = options.get("count", 60), options.get("size", 1_000_000)
+    got: dict[int, list[str]] = {peer: [] for peer in peers}
+    for number in range(count):
+        for peer in peers:
+            transport.send(peer, Failing(f"{number:06d}" + "x" * (size if number % 2 else 10)))
+    deadline = time.monotonic() + DEADLINE_S
+    while any(len(texts) < count for texts in got.values()) and time.monotonic() < deadline:
+        received = transport.receive()
+        if received is None:
+            time.sleep(0.0002)
+        elif isinstance(received[1], Failing):
+            got[received[0]].append(received[1].reason[:6])
+    clean = transport.flush(10)
+    if here.rank == 0:
+        report: dict[str, Any] = {"clean": clean, "twice": [], "load": 0, "sent": count}
+        report["received"] = [len(texts) for texts in got.values()]
+        report["in_order"] = all(texts == sorted(texts) for texts in got.values())
+        (folder / "report.json").write_text(json.dumps(report))
+    here.finish()
+    return 0
 
 
 # -- helpers --------------------------------------------------------------------------------------
@@ -360,6 +397,10 @@ def main() -> None:
     scenario, expected, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     options: dict[str, Any] = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
     rank = rank_from_environment(os.environ)
+    if scenario == "storm":
+        from pilot.executors.pool.world import guarded
+
+        guarded(lambda: storm(expected, folder, options))
     if rank:
         slot(rank, expected, folder, options)
     from pilot.executors.pool.world import guarded

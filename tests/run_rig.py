@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pickle
 import select
 import sys
 import time
@@ -17,11 +16,13 @@ from pilot.calls import bind
 from pilot.executors.run.handle import Child, Item, Key, Settings
 from pilot.executors.run.output import Output
 from pilot.executors.run.scrub import child_environment
+from pilot.executors.run.wire import pack_work
 from pilot.functions import describe
 from pilot.model import Blob, Command, Result, Work
 from pilot.states import Kind
 from pilot.store.objects import Objects
 from pilot.values import decode, encode
+from tests import run_tasks
 
 ENTRY = str(Path(__file__).parent / "run_entry.py")
 REPOSITORY = str(Path(__file__).parent.parent)
@@ -48,14 +49,17 @@ class Rig:
         self.child.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.child.close()
 
     # -- making work ------------------------------------------------------------------------------
 
     def function(
         self, function: Callable[..., Any], *args: Any, walltime_s: float | None = None, fresh: bool = False,
-        memory_bytes: int | None = None, task: str | None = None, linked: dict[tuple[str, str | None], Any] | None = None,
+        memory_bytes: int | None = None, task: str | None = None,
+        linked: dict[tuple[str, str | None], Any] | None = None,
         inputs: tuple[tuple[str, Blob], ...] | None = None, **kwargs: Any,
     ) -> Item:  # fmt: skip
         code = describe(function)
@@ -65,7 +69,7 @@ class Rig:
         links = {link: self.blob(value) for link, value in (linked or {}).items()}
         task = task or f"task{next(self._numbers)}"
         work = Work(task, 1, Kind.FUNCTION, function.__name__, code.hash, None, inputs, links, memory_bytes, 1)
-        return Item(task, 1, code.hash, walltime_s, fresh, pickle.dumps(work, 5))
+        return Item(task, 1, code.hash, walltime_s, fresh, pack_work(work))
 
     def command(
         self, *argv: str, walltime_s: float | None = None, memory_bytes: int | None = None, cores: int = 1,
@@ -75,7 +79,7 @@ class Rig:
         inputs = tuple((name, self.blob(value)) for name, value in (values or {}).items())
         command = Command(argv, **settings)
         work = Work(task, 1, Kind.COMMAND, argv[0], None, command, inputs, {}, memory_bytes, cores)
-        return Item(task, 1, None, walltime_s, False, pickle.dumps(work, 5))
+        return Item(task, 1, None, walltime_s, False, pack_work(work))
 
     def blob(self, value: Any) -> Blob:
         encoded = encode(value)
@@ -115,6 +119,21 @@ class Rig:
 
     def one(self, item: Item, timeout_s: float = 30.0) -> Result:
         return self.run(item, timeout_s=timeout_s)[0]
+
+    def between(self, bad: Item) -> Result:
+        """Run a task between harmless ones, all queued at once, and check these; return its result."""
+        good = [self.function(run_tasks.add, i) for i in range(6)]
+        results = self.run(*good[:3], bad, *good[3:])
+        assert [self.value(result) for result in (*results[:3], *results[4:])] == [1, 2, 3, 4, 5, 6]
+        assert [key[0] for key in self.order] == [item.task for item in (*good[:3], bad, *good[3:])]
+        return results[3]
+
+    def why(self, result: Result) -> str:
+        assert result.failure
+        return result.failure.message
+
+    def tail(self, result: Result) -> str:
+        return result.log.tail if result.log else ""
 
     def value(self, result: Result, name: str = "result") -> Any:
         blob = dict(result.outputs)[name]

@@ -90,7 +90,7 @@ def awkward() -> None:
 
 def fail(text: str) -> None:
     try:
-        {}["cause"]  # noqa: B018
+        {}["cause"]
     except KeyError as exc:
         raise ValueError(text) from exc
 
@@ -172,15 +172,20 @@ def replace_environ() -> None:
 
 def spawn(count: int, seconds: float, session: bool) -> list[int]:
     """Leave processes behind."""
-    return [
-        subprocess.Popen(["sleep", str(seconds)], start_new_session=session).pid  # noqa: S603
-        for _ in range(count)
-    ]
+    return [subprocess.Popen(["sleep", str(seconds)], start_new_session=session).pid for _ in range(count)]
 
 
 def spawn_and_wait(mark: str, session: bool) -> None:
     Path(mark).write_text(" ".join(map(str, [os.getpid(), *spawn(2, 300, session)])))
     time.sleep(300)
+
+
+def leave_and_fork(seconds: float) -> None:
+    """Die while a copy of this process holds all its descriptors."""
+    if os.fork() == 0:
+        time.sleep(seconds)
+        os._exit(0)
+    os._exit(5)
 
 
 def leave_thread() -> None:

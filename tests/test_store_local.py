@@ -23,11 +23,11 @@ import pytest
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure
 
-from pilot.errors import ServerError, ServerNotFound
+from pilot.errors import ServerError, ServerNotFound, StoreError
 from pilot.store import local, mongod
 from pilot.store.local import LocalServer, ServerStatus
-from pilot.store.mongo import Store, connect
-from tests.conftest import need
+from pilot.store.mongo import Store, connect, translating
+from tests.conftest import SERVICES, need
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def server(directory: Path) -> LocalServer:
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    assert mongod.await_end(Path("/nowhere"), pid, time.monotonic() + 20)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
@@ -334,7 +334,8 @@ def test_a_stop_that_takes_too_long(server: LocalServer, directory: Path) -> Non
 def test_a_killed_server_comes_back_with_its_data(server: LocalServer, directory: Path) -> None:
     assert use(server.start()) == 1
     for round_ in range(2, 5):
-        os.kill(record(directory)["pid"], signal.SIGKILL)  # and no waiting for its end
+        os.kill(record(directory)["pid"], signal.SIGKILL)
+        wait_for(lambda: mongod.running(directory / "db") is None)  # it may hold its files and port for longer
         assert use(server.start()) == round_
     kill(record(directory)["pid"])
     status = server.status()
@@ -526,20 +527,30 @@ def test_a_full_disk_is_named(directory: Path, tmp_path: Path, monkeypatch: pyte
     assert mongod.why(directory) == "Fatal assertion: WT_PANIC"
 
 
+@translating("fill it")
+def fill(store: Store) -> None:
+    for _ in range(100):
+        store.tasks.insert_one({"x": os.urandom(100_000)})
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which needs root")
 def test_a_disk_that_is_full_indeed(directory: Path, tmp_path: Path) -> None:
     need("mongod")
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=800k", "none", small], capture_output=True, check=False
-    ).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(small)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("no right to mount")
+    server = LocalServer(small / "store")
     try:
+        with Store(server.start(), "p", timeout_s=5) as store, pytest.raises(StoreError):
+            fill(store)
+        wait_for(lambda: not server.status().running)
+        assert server.status().reason.startswith("it ended without being stopped (the disk is full (")
         with pytest.raises(ServerError, match=r"the disk is full|No space left on device"):
-            LocalServer(small / "store").start()
+            server.start()
     finally:
-        subprocess.run(["umount", "-l", small], check=True)
+        subprocess.run(["umount", "-l", str(small)], check=True)
 
 
 def test_one_that_never_listens(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -589,3 +600,18 @@ def test_it_dies_while_it_is_being_prepared(
         with pytest.raises(ServerError, match=r"cannot start the store in .*: it ended: .*see .*mongod\.log"):
             server.start()
     assert use(server.start()) == 1
+
+
+# -- the test suite itself --------------------------------------------------------------------------
+
+
+def test_a_missing_service_skips_here_and_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SERVICES, "abacus", lambda: "nobody sells them")
+    monkeypatch.delenv("CI", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="abacus is missing: nobody sells them"):
+        need("abacus")
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(pytest.fail.Exception, match="CI must have it: nobody sells them"):
+        need("abacus")
+    monkeypatch.setitem(SERVICES, "abacus", lambda: "")
+    need("abacus")

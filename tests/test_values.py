@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 
 import bson
@@ -23,9 +22,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pilot import values
-from pilot.errors import DecodingError, EncodingError, ForeignFuture, InvalidInput
-from pilot.model import Link
-from pilot.values import NOT_NATIVE, Encoded, Reference, decode, encode, encode_argument, from_native, native, reencode
+from pilot.errors import DecodingError, EncodingError, InvalidInput
+from pilot.values import NOT_NATIVE, Encoded, decode, encode, encode_argument, from_native, native, reencode
 
 
 def same(a: Any, b: Any) -> bool:
@@ -109,7 +107,7 @@ def test_the_layout_of_an_array_does_not_count() -> None:
 
 def test_arrays_that_npy_cannot_hold_are_pickled() -> None:
     tagged = np.dtype("i4", metadata={"unit": "eV"})
-    for array in (np.array([1, "a"], object), np.zeros(2, tagged), np.ma.masked_array([1, 2], [0, 1])):
+    for array in (np.array([1, "a"], object), np.zeros(2, tagged), np.ma.masked_array([1, 2], np.array([False, True]))):
         data = encode(array).data
         assert data[:1] == b"p"
         assert np.all(decode(data) == array)
@@ -208,113 +206,9 @@ def test_the_hash_is_the_same_in_another_process() -> None:
     assert out.strip() == hash_of([{"a": (np.float64(0.1),), "b": 1}])
 
 
-# -- futures --------------------------------------------------------------------------------------
-
-
-class Future:
-    """As the client's: recognised by its method, and not to be pickled."""
-
-    def __init__(self, task: str, output: str | None = None) -> None:
-        self.link = (task, output)
-        self.lock = threading.Lock()
-
-    def __pilot_link__(self) -> tuple[str, str | None]:
-        return self.link
-
-
 class Box:
     def __init__(self, inside: Any) -> None:
         self.inside = inside
-
-
-A, B = Future("a"), Future("b", "energy")
-
-
-def resolve(task: str, output: str | None) -> str:
-    return f"{task}/{output}"
-
-
-@pytest.mark.parametrize(
-    ("value", "tag", "links", "back"),
-    [
-        (A, b"j", [("x", "a", None)], "a/None"),
-        ([1, A, (B,)], b"j", [("x[1]", "a", None), ("x[2][0]", "b", "energy")], [1, "a/None", ("b/energy",)]),
-        ({"k": {'q"': A}}, b"j", [('x["k"]["q\\""]', "a", None)], {"k": {'q"': "a/None"}}),
-        ({"~": A}, b"j", [('x["~"]', "a", None)], {"~": "a/None"}),
-        ([A, {1, 2}, A], b"r", [("x[0]", "a", None), ("x[2]", "a", None)], ["a/None", {1, 2}, "a/None"]),
-        ({3: [B]}, b"r", [("x[3][0]", "b", "energy")], {3: ["b/energy"]}),
-    ],
-)  # fmt: skip
-def test_futures_become_links(value: Any, tag: bytes, links: list[Any], back: Any) -> None:
-    encoded, found = encode_argument(value, "x", "f")
-    assert encoded.data[:1] == tag
-    assert found == tuple(Link(*link) for link in links)
-    assert decode(encoded.data, resolve) == back
-
-
-def test_futures_inside_objects() -> None:
-    encoded, links = encode_argument([Box([A, B]), A], "x", "f")
-    assert encoded.data[:1] == b"r"
-    assert {link.task for link in links} == {"a", "b"}
-    assert len(links) == 3
-    assert links[-1].path.startswith("x#")
-    box, last = decode(encoded.data, resolve)
-    assert (box.inside, last) == (["a/None", "b/energy"], "a/None")
-
-
-def test_without_a_resolver_references_stand_for_links_and_encode_as_such() -> None:
-    for value in ([A, B], [A, {1}]):
-        encoded, links = encode_argument(value, "x")
-        back = decode(encoded.data)
-        assert back[0] == Reference("a")
-        assert encode_argument(back, "x")[0].data == encoded.data
-        assert encode_argument(back, "x")[1] == links
-    assert repr(Reference("a", "k")) == "Reference('a', 'k')"
-    assert len({Reference("a"), Reference("a"), Reference("a", "k")}) == 2
-
-
-def test_a_value_without_futures_is_the_same_as_argument_and_as_result() -> None:
-    for value in ({1, 2}, [1, 2], Box(1), np.zeros(3), b"x"):
-        argument, links = encode_argument(value, "x")
-        assert links == ()
-        assert argument.data == encode(value).data
-
-
-@given(st.recursive(st.builds(Future, text, st.none() | text) | st.integers(), lambda x: st.lists(x) | st.tuples(x)))
-def test_every_use_is_a_link_with_a_path_of_its_own(value: Any) -> None:
-    def look(value: Any, path: str) -> list[tuple[str, Any]]:
-        if isinstance(value, Future):
-            return [(path, *value.link)]
-        return [x for i, v in enumerate(value) for x in look(v, f"{path}[{i}]")] if value.__class__ is not int else []
-
-    assert [tuple(link) for link in encode_argument(value, "x")[1]] == look(value, "x")
-
-
-def test_a_result_must_not_hold_futures() -> None:
-    with pytest.raises(EncodingError, match="cannot be pickled"):
-        encode([A], "the result of 'f'")
-
-
-def test_an_error_of_the_future_itself_is_not_disguised() -> None:
-    class Foreign:
-        def __pilot_link__(self) -> tuple[str, str | None]:
-            raise ForeignFuture("of another project")
-
-    for value in (Foreign(), [Foreign(), {1}], Box(Foreign())):
-        with pytest.raises(ForeignFuture, match="of another project"):
-            encode_argument(value, "x", "f")
-
-
-def test_a_hundred_thousand_futures_take_less_than_a_second() -> None:
-    futures = [Future(f"task{i}") for i in range(100_000)]
-    best = 9.0
-    for _ in range(3):
-        started = time.process_time()
-        encoded, links = encode_argument(futures, "futures")
-        best = min(best, time.process_time() - started)
-    assert (len(links), links[-1].path) == (100_000, "futures[99999]")
-    assert decode(encoded.data, lambda task, output: task) == [f"task{i}" for i in range(100_000)]
-    assert best < 1
 
 
 # -- what cannot be encoded -----------------------------------------------------------------------
@@ -395,12 +289,6 @@ def test_registered_types_are_readable() -> None:
         encode_argument([Celsius(math.inf)], "x", "f")
     with pytest.raises(InvalidInput, match="module:qualname"):
         values.register(Celsius, "Celsius", _to_plain, _to_plain)
-
-
-def test_a_registered_type_may_hold_futures() -> None:
-    encoded, links = encode_argument(Celsius(A), "t")  # type: ignore[arg-type]
-    assert links == (Link('t["degrees"]', "a", None),)
-    assert decode(encoded.data, resolve) == Celsius("a/None")  # type: ignore[arg-type]
 
 
 def test_decoding_imports_the_module_that_registers(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,14 +376,9 @@ def test_native_values(value: Any) -> None:
     assert same(from_native(bson.decode(bson.encode({"v": tree}))["v"]), value)
 
 
-def test_references_in_the_database() -> None:
-    encoded, _ = encode_argument([A, 1], "x")
-    tree = native(encoded.data)
-    assert tree == [{"~": ["ref", "a", None]}, 1]
-    assert from_native(tree) == [Reference("a"), 1]
-    assert from_native(tree, resolve) == ["a/None", 1]
+def test_the_value_that_says_not_native() -> None:
     assert repr(NOT_NATIVE) == "NOT_NATIVE"
-    with pytest.raises(DecodingError):
+    with pytest.raises(DecodingError, match="not one that was encoded here"):
         from_native(object())
 
 
@@ -505,6 +388,7 @@ def test_references_in_the_database() -> None:
 def test_importing_it_is_light() -> None:
     code = """
 import sys
+import pilot
 before = set(sys.modules)
 import pilot.values
 new = set(sys.modules) - before
@@ -528,10 +412,6 @@ size = (2 << 30) + 12345
 if kind == "array":
     import numpy
     value = numpy.ones(size, numpy.uint8)
-elif kind == "bytes":
-    value = b"x" * size
-elif kind == "str":
-    value = "x" * size
 else:
     value = {1: b"x" * size}  # int key: pickled
 base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -553,7 +433,7 @@ print(written / base)
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", ["array", "bytes", "str", "pickle"])
+@pytest.mark.parametrize("kind", ["array", "pickle"])
 def test_values_of_more_than_two_gib(kind: str, tmp_path: pathlib.Path) -> None:
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize

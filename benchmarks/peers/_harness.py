@@ -78,7 +78,8 @@ def main(peer: str, distribution: str | None, workloads: Mapping[str, Workload])
     except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 (top of the process: any failure is one line)
         if arguments.debug:
             traceback.print_exc()
-        reason = str(exc) if isinstance(exc, BenchmarkError) else f"{type(exc).__name__}: {exc}"
+        said = isinstance(exc, BenchmarkError | KeyboardInterrupt)
+        reason = (str(exc) or "interrupted") if said else f"{type(exc).__name__}: {exc}"
         sys.exit(f"{peer} {arguments.workload}: {' '.join(reason.split())}")
     line = {
         "peer": peer,

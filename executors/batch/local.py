@@ -39,7 +39,7 @@ def alive(pid: int, started: float) -> bool:
 
 
 def stop(pid: int, started: float, kill: bool = False) -> bool:
-    """Signal the agent: SIGTERM drains it, SIGKILL (`kill`) ends its whole process group. Return whether it was there."""
+    """Signal the agent: SIGTERM drains it, SIGKILL (`kill`) ends its process group; return whether it was there."""
     if not alive(pid, started):
         return False
     try:

@@ -10,7 +10,9 @@ Both ends belong to one MPI program of one user, started together: pickle crosse
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pilot.errors import PoolError
 from pilot.executors.run.verdict import Finished, Item, Key
@@ -18,6 +20,10 @@ from pilot.model import FunctionCode
 
 MESSAGE_BYTES_MAX = 1 << 30
 """Nothing near this is ever sent: values over 16 KiB travel as files. Larger counts would overflow MPI's int."""
+
+
+_Columns = tuple[tuple[Any, ...], ...]
+"""Many equal tuples turned by 90 degrees: pickle takes a sixth of the time for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +52,13 @@ class Dispatch:
     """Work to queue behind what the slot has, to be begun in this order."""
 
     items: tuple[Item, ...]
+
+    def __reduce__(self) -> tuple[Callable[[_Columns], Dispatch], tuple[_Columns]]:
+        return _dispatch, (tuple(zip(*self.items, strict=True)),)
+
+
+def _dispatch(columns: _Columns) -> Dispatch:
+    return Dispatch(tuple(map(Item._make, zip(*columns, strict=True))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +117,13 @@ class Results:
     """Attempts that ended, each once, in the order of their ends."""
 
     finished: tuple[Finished, ...]
+
+    def __reduce__(self) -> tuple[Callable[[_Columns], Results], tuple[_Columns]]:
+        return _results, (tuple(zip(*self.finished, strict=True)),)
+
+
+def _results(columns: _Columns) -> Results:
+    return Results(tuple(map(Finished._make, zip(*columns, strict=True))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,15 +20,14 @@ from pilot.model import FunctionCode
 MESSAGE_BYTES = 4 << 20
 """Items beyond this go in a further message, so that no slot waits long for the first."""
 
-SHORTEST_WAIT_S = 50e-6
-SENDING_WAIT_S = 200e-6
-"""Longest wait while a large message is under way: it needs our progress."""
+WAITS_S = (50e-6, 10e-3)
+"""Shortest and longest sleep between two looks for messages."""
 BUSY_WAIT_S = 2e-3
-"""Longest wait while any attempt is in hand of a slot that cannot wake us."""
-IDLE_WAIT_S = 10e-3
-"""Longest wait while nothing is."""
-NEAR_WAIT_S = 50e-3
-"""Longest wait if every slot is on this host and rings."""
+"""Longest sleep while any attempt is in hand."""
+NEAR_WAITS_S = (1e-3, 50e-3)
+"""The same, busy or not, if every slot is on this host and rings when it sends something."""
+SENDING_WAIT_S = 200e-6
+"""Longest sleep while a large message is under way: it needs our progress."""
 
 _MESSAGES_AT_ONCE = 256
 _LOOK_PERIOD_S = 0.25
@@ -68,9 +67,11 @@ class Slots:
         self._code = code
         self._settings = settings
         self._ledger = Ledger(range(1, transport.size), settings.silence_s, time.monotonic())
-        self._backoff = Backoff(SHORTEST_WAIT_S)
+        self._backoff = Backoff(*(NEAR_WAITS_S if transport.all_near else WAITS_S))
         self._looked = 0.0
         self._woken = False
+        self._early: list[Event] = []
+        """Came while `wait_hello` waited."""
 
     # -- asking ---------------------------------------------------------------------------------
 
@@ -112,7 +113,7 @@ class Slots:
             self._transport.send(slot, Functions(codes))
         for batch in _batches(items):
             self._transport.send(slot, Dispatch(batch))
-        self._backoff.reset()
+        self._expect_more()
 
     def recall(self, slot: int, count: int | None = None) -> int:
         """Ask for up to `count` attempts (None: all) that have not begun, latest first.
@@ -145,7 +146,11 @@ class Slots:
         Returns early, with nothing, after `wake`. Pings slots and gives up silent ones on the way, so call
         it at least every second.
         """
+        if self._early:
+            early, self._early = self._early, []
+            return early
         deadline = time.monotonic() + timeout_s
+        rung = False
         while True:
             events = list(self._heard())
             now = time.monotonic()
@@ -155,15 +160,17 @@ class Slots:
                 for rank in self._ledger.unspoken(now, self._settings.ping_s):
                     self._transport.send(rank, Ping())
             if events:
-                self._backoff.reset()
+                self._expect_more()
                 return events
             if now >= deadline or self._woken:
                 self._woken = False
                 return []
-            wait_s = min(self._backoff.step(self._longest_wait_s()), deadline - now)
-            if wait_readable((self._transport.fileno(),), wait_s):
+            if rung:
+                rung = False
+                self._backoff.reset()  # the bell was faster than the message
+            if wait_readable((self._transport.fileno(),), min(self._wait_s(), deadline - now)):
                 self._transport.silence()
-                self._backoff.reset()  # one look may not be enough for MPI to see what was announced
+                rung = True
 
     def wake(self) -> None:
         """Make a `poll` that waits, or else the next one, return at once. Any thread may call this."""
@@ -171,13 +178,14 @@ class Slots:
         self._transport.wake()
 
     def wait_hello(self, timeout_s: float) -> None:
-        """Wait until every slot is up.
+        """Wait until every slot is up. What they report meanwhile is left for `poll`.
 
         Raises:
             WorldSizeMismatch: a slot runs another MPI library or sees a program of another size.
             PoolError: some slots said nothing in time; the message names them.
         """
         deadline = time.monotonic() + timeout_s
+        events: list[Event] = []
         while missing := [slot.rank for slot in self._ledger.slots.values() if slot.hello is None]:
             left_s = deadline - time.monotonic()
             if left_s < 0:
@@ -185,7 +193,8 @@ class Slots:
                     f"waited {timeout_s:g} s for {len(self._ledger.slots)} slots to start: nothing from ranks "
                     f"{missing[:20]}; look at the pool's stderr for the reason"
                 )
-            self.poll(min(left_s, 0.5))
+            events += self.poll(min(left_s, 0.5))
+        self._early = events
         for slot in self._ledger.slots.values():
             if slot.hello and (slot.hello.library, slot.hello.size) != (self._library, self._transport.size):
                 raise WorldSizeMismatch(
@@ -238,6 +247,11 @@ class Slots:
         if not slot.gone and slot.lost is None:
             slot.spoken = time.monotonic()
             self._transport.send(slot.rank, message)
+            self._expect_more()
+
+    def _expect_more(self) -> None:
+        """Look for messages often for a while, unless all slots ring."""
+        if not self._transport.all_near:
             self._backoff.reset()
 
     def _heard(self) -> Iterator[Event]:
@@ -251,12 +265,11 @@ class Slots:
             if event is not None:
                 yield event
 
-    def _longest_wait_s(self) -> float:
+    def _wait_s(self) -> float:
         if self._transport.sending or self._transport.arriving:
             return SENDING_WAIT_S
-        if self._transport.all_near:
-            return NEAR_WAIT_S
-        return BUSY_WAIT_S if self._ledger.total else IDLE_WAIT_S
+        wait_s = self._backoff.step()
+        return min(wait_s, BUSY_WAIT_S) if self._ledger.total and not self._transport.all_near else wait_s
 
 
 def _batches(items: Sequence[Item]) -> Iterable[tuple[Item, ...]]:

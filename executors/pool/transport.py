@@ -99,7 +99,7 @@ class Transport:
 
         Messages of one sender come in the order it sent them.
         """
-        while self._comm.Iprobe(MPI.ANY_SOURCE, TAG, self._status):
+        while self._announced():
             source, count = self._status.Get_source(), self._status.Get_count(MPI.BYTE)
             buffer = self._buffer if count <= _BUFFER_BYTES else bytearray(count)
             request = self._comm.Irecv([buffer, count, MPI.BYTE], source, TAG)
@@ -111,6 +111,11 @@ class Transport:
         if self._out:
             self.progress()
         return self._arrived() if self._in else None
+
+    def _announced(self) -> bool:
+        """Return whether a message has been announced. The first look only makes MPI take it in (both libraries)."""
+        comm, status = self._comm, self._status
+        return comm.Iprobe(MPI.ANY_SOURCE, TAG, status) or comm.Iprobe(MPI.ANY_SOURCE, TAG, status)
 
     def _arrived(self) -> tuple[int, Message] | None:
         """Return the earliest message that is complete, never overtaking one of the same sender."""

@@ -11,22 +11,22 @@ _SELECT_MAX = 1024
 
 
 class Backoff:
-    """How long to sleep next: from `shortest_s` upward by half each idle round, to `longest_s`."""
+    """How long to sleep next: from `shortest_s`, half as long again each time, up to `longest_s`."""
 
-    __slots__ = ("_next_s", "_shortest_s")
+    __slots__ = ("_longest_s", "_next_s", "_shortest_s")
 
-    def __init__(self, shortest_s: float) -> None:
-        self._shortest_s = shortest_s
-        self._next_s = shortest_s
+    def __init__(self, shortest_s: float, longest_s: float) -> None:
+        self._shortest_s = self._next_s = shortest_s
+        self._longest_s = longest_s
 
     def reset(self) -> None:
         """Something happened: more is likely soon."""
         self._next_s = self._shortest_s
 
-    def step(self, longest_s: float) -> float:
-        """Return the time to sleep now and lengthen the next one; `longest_s` bounds both."""
-        now_s = min(self._next_s, longest_s)
-        self._next_s = min(now_s * 1.5, longest_s)
+    def step(self) -> float:
+        """Return the time to sleep now and lengthen the next one."""
+        now_s = self._next_s
+        self._next_s = min(now_s * 1.5, self._longest_s)
         return now_s
 
 

@@ -24,17 +24,23 @@ from pilot.executors.pool.waiting import Backoff, wait_readable
 from pilot.executors.pool.world import EXIT_ALONE, World, start
 from pilot.executors.run.handle import Child, Finished, Item, Key
 
-SHORTEST_WAIT_S = 200e-6
-LONGEST_WAIT_S = 10e-3
-NEAR_WAIT_S = 50e-3
-"""Longest wait if rank 0 is on this host and rings when it sends something."""
+WAITS_S = (200e-6, 10e-3)
+"""Shortest and longest sleep between two looks for messages."""
+NEAR_WAITS_S = (1e-3, 50e-3)
+"""The same if rank 0 is on this host and rings when it sends something."""
 SENDING_WAIT_S = 1e-3
-"""Longest wait while a large message is under way: it needs our progress."""
+"""Longest sleep while a large message is under way: it needs our progress."""
 
 BATCH_ITEMS = 100
 BATCH_BYTES = 4 << 20
 BATCH_S = 5e-3
 BEAT_S = 1.0
+
+QUICK_S = 300e-6
+"""Tasks shorter than this may be collected several at a time."""
+NAP_S = 1e-3
+NAP_ITEMS = 4
+"""The child must have as many in hand for us to sleep through a result."""
 
 _PAUSE_S = 2.0
 """A longer gap between two rounds means that this process was not running; it proves nothing about rank 0."""
@@ -114,8 +120,11 @@ class Slot:
         self._batch: list[Finished] = []
         self._batch_bytes = 0
         self._batch_since = 0.0
-        self._backoff = Backoff(SHORTEST_WAIT_S)
+        self._backoff = Backoff(*(NEAR_WAITS_S if self._transport.all_near else WAITS_S))
         self._look_child = True
+        self._rung = False
+        self._nap_s = 0.0
+        self._collected = 0.0
         self._wake_at = math.inf
         """When the child wants to be polled at the latest, as it said since it was."""
         self._failing = self._stopping = self._left = self._released = False
@@ -130,9 +139,7 @@ class Slot:
             Alone: rank 0 has been silent for too long, or the launcher is gone.
         """
         world = self._world
-        self._say(
-            messages.Hello(self._host, os.getpid(), identity.node(), world.library, world.standard, world.size)
-        )
+        self._say(messages.Hello(self._host, os.getpid(), identity.node(), world.library, world.standard, world.size))
         while True:
             now = time.monotonic()
             self._hear(now)
@@ -148,11 +155,14 @@ class Slot:
 
     def _hear(self, now: float) -> None:
         """Take what rank 0 has sent."""
+        rung, self._rung = self._rung, False
         while received := self._transport.receive():
-            self._heard = now
-            self._backoff.reset()
+            self._heard, rung = now, False
+            self._expect_more()
             message: Any = received[1]
             self._HANDLERS[type(message)](self, message)
+        if rung:
+            self._backoff.reset()  # the bell was faster than the message
 
     def _feed(self) -> None:
         """Give the child what it takes."""
@@ -178,7 +188,8 @@ class Slot:
             self._say(messages.Able())
         if ended:
             self._look_child = not self._child.up  # it raises only when nothing has ended
-            self._backoff.reset()
+            self._expect_more()
+            self._plan_nap(len(ended), now)
             if not self._batch:
                 self._batch_since = now
             self._batch += ended
@@ -217,20 +228,36 @@ class Slot:
     def _sleep(self, now: float) -> None:
         """Wait for the child, or until it is time to look for messages or to do what is due."""
         transport = self._transport
-        longest_s = NEAR_WAIT_S if transport.all_near else LONGEST_WAIT_S
-        timeout_s = self._backoff.step(SENDING_WAIT_S if transport.sending or transport.arriving else longest_s)
+        timeout_s = SENDING_WAIT_S if transport.sending or transport.arriving else self._backoff.step()
         if self._batch:
             timeout_s = min(timeout_s, self._batch_since + BATCH_S - now)
         wake_at = self._child.next_wake(now)
         if wake_at is not None:
             self._wake_at = min(self._wake_at, wake_at)
         bell = transport.fileno()
-        for fd in wait_readable((bell, *self._child.filenos()), min(timeout_s, self._wake_at - now)):
+        if self._nap_s:
+            ready = wait_readable((bell,), min(timeout_s, self._nap_s))
+            self._nap_s, self._look_child = 0.0, True
+        else:
+            ready = wait_readable((bell, *self._child.filenos()), min(timeout_s, self._wake_at - now))
+        for fd in ready:
             if fd == bell:
                 transport.silence()
-                self._backoff.reset()  # one look may not be enough for MPI to see what was announced
+                self._rung = True
             else:
                 self._look_child = True
+
+    def _plan_nap(self, count: int, now: float) -> None:
+        """Sleep through results that come fast if the child has enough to do: a wake costs as much as a task."""
+        each_s, self._collected = (now - self._collected) / count, now
+        load = self._child.load
+        if each_s < QUICK_S and load >= NAP_ITEMS:
+            self._nap_s = min(NAP_S, each_s * load / 2)
+
+    def _expect_more(self) -> None:
+        """Look for messages often for a while, unless rank 0 rings."""
+        if not self._transport.all_near:
+            self._backoff.reset()
 
     # -- what rank 0 says -------------------------------------------------------------------------
 
@@ -310,7 +337,7 @@ class Slot:
         if self._batch:
             self._say(messages.Results(tuple(self._batch)))
             self._batch, self._batch_bytes = [], 0
-            self._backoff.reset()
+            self._expect_more()
 
     def _say(self, report: messages.Report) -> None:
         self._transport.send(0, report)

@@ -10,6 +10,7 @@ import contextlib
 import faulthandler
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ EXIT_FINALIZE = 1
 """MPI's own finalize hung past its deadline (the code is `faulthandler`'s); a traceback is on stderr."""
 
 FINALIZE_TIMEOUT_S = 30.0
+LAST_WORDS_S = 0.3
+"""Time for the launcher to pass on what was printed: Hydra forgets what it has not read when a rank aborts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,7 @@ def _complain(text: str) -> None:
 def _abort(code: int) -> NoReturn:
     """Abort through MPI, which kills the other ranks, and make sure that this one ends."""
     faulthandler.dump_traceback_later(FINALIZE_TIMEOUT_S, exit=True)
+    time.sleep(LAST_WORDS_S)
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.COMM_WORLD.Abort(code)
     os._exit(code)

@@ -6,9 +6,8 @@ here is all that user code finds loaded, so it is kept light (no pymongo, click,
 
 from __future__ import annotations
 
+import _socket
 import os
-import pickle
-import socket
 import time
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from pilot.executors.run.function import Functions, Stale
 from pilot.executors.run.guard import Guard, default_signals, die_with_parent
 from pilot.executors.run.meter import Meter
 from pilot.executors.run.position import Position
+from pilot.executors.run.wire import pack_result, unpack_work
 from pilot.model import Blob, Failure, Result, Usage, Work
 from pilot.states import Kind as TaskKind
 from pilot.states import Outcome
@@ -31,8 +31,8 @@ from pilot.states import Outcome
 class Ends(NamedTuple):
     """What a child inherits from its rank."""
 
-    tasks: socket.socket
-    results: socket.socket
+    tasks: _socket.socket
+    results: _socket.socket
     position: Position
     parent: int
     """The rank's process id."""
@@ -62,7 +62,7 @@ def inherit() -> Ends:
         raise PoolError("this process was not started by a pool's rank: run `pilot up` instead") from None
     for number in (tasks, results, position):
         os.set_inheritable(number, False)
-    return Ends(socket.socket(fileno=tasks), socket.socket(fileno=results), Position(position), parent)
+    return Ends(_socket.socket(fileno=tasks), _socket.socket(fileno=results), Position(position), parent)
 
 
 def serve(ends: Ends, place: Place, objects: Objects) -> None:
@@ -81,7 +81,7 @@ def serve(ends: Ends, place: Place, objects: Objects) -> None:
         if packet.kind is Kind.CODE:
             runner.functions.add(packet.body)
             continue
-        kind, body = runner.run(pickle.loads(packet.body))
+        kind, body = runner.run(unpack_work(packet.body))
         send(ends.results, Packet(kind, packet.number, ends.position.written(1), body))
         if kind is Kind.STALE:
             return
@@ -133,7 +133,7 @@ class _Runner:
             work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,
             self._place.rank, self._place.host,
         )  # fmt: skip
-        return Kind.KILLED if ended is not None and ended.from_outside else Kind.RESULT, pickle.dumps(result, 5)
+        return Kind.KILLED if ended is not None and ended.from_outside else Kind.RESULT, pack_result(result)
 
     def _context(self, work: Work) -> context.Context:
         place = self._place

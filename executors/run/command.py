@@ -6,7 +6,7 @@ import errno
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import NamedTuple
 
@@ -136,7 +136,7 @@ class Commands:
             except OSError as error:
                 return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
             try:
-                with meter.limit(work.memory_bytes):
+                with nullcontext() if work.memory_bytes is None else meter.limit(work.memory_bytes):
                     pid = os.posix_spawnp(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
             except OSError as error:
                 return _not_started(argv[0], workdir, error)

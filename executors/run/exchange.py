@@ -24,6 +24,7 @@ class Objects(Protocol):
             ObjectMissing: there is none.
             ObjectCorrupt: its bytes have another hash.
         """
+        ...
 
     def put(self, encoded: Encoded) -> str:
         """Store an encoded value durably and return its hash.
@@ -31,6 +32,7 @@ class Objects(Protocol):
         Raises:
             ObjectStoreFull: there is no room.
         """
+        ...
 
 
 class Exchange:
@@ -71,9 +73,7 @@ class Exchange:
                 raise ObjectMissing(f"output {output!r} of task {task} did not come with task {work.task}")
             return decode(self.fetch(blob))
 
-        return [
-            (name, decode(self.fetch(blob), resolve)) for name, blob in work.inputs if only is None or name in only
-        ]
+        return [(name, decode(self.fetch(blob), resolve)) for name, blob in work.inputs if only is None or name in only]
 
     def keep(self, encoded: Encoded) -> Blob:
         """Return the blob of an output; a large one is in the object repository when this returns.

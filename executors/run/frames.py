@@ -10,9 +10,9 @@ Both ends are processes of one user started by one another: pickle crosses no tr
 
 from __future__ import annotations
 
+import _socket  # `socket` makes enums of all constants: 5 ms in every child, and slow flags
 import array
 import os
-import socket
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -23,10 +23,14 @@ ENDS_VARIABLE = "PILOT_CHILD"
 INLINE_BYTES = 48 * 1024
 """Bodies up to this travel in the packet: it must fit the default send buffer (208 KiB) several times."""
 
+NO_WAIT = _socket.MSG_DONTWAIT
+"""For `send` and `receive`."""
+
+_CLOEXEC = _socket.MSG_CMSG_CLOEXEC
 _BIG = 0x80
 _HEADER = struct.Struct("<BxxxIQ")
 _ROOM = INLINE_BYTES + _HEADER.size
-_ANCILLARY = socket.CMSG_SPACE(array.array("i").itemsize)
+_ANCILLARY = _socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 class Kind(IntEnum):
@@ -35,18 +39,18 @@ class Kind(IntEnum):
     CODE = 1
     """To the child: a pickled `FunctionCode`, before the first work that may need it."""
     WORK = 2
-    """To the child: a pickled `Work`."""
+    """To the child: a packed `Work`."""
     READY = 3
     """From the child: it has started and takes work."""
     RESULT = 4
-    """From the child: a pickled `Result`; `end` is how far into the output pipe the task reaches."""
+    """From the child: a packed `Result`; `end` is how far into the output pipe the task reaches."""
     RETURNED = 5
     """From the child: not begun, its function is not here (the rank took the packet with the code back)."""
     STALE = 6
     """From the child: not begun, an older version of its module is loaded; the child ends itself now."""
 
     KILLED = 7
-    """From the child: a pickled `Result` of a command that was ended from outside (TERM or KILL)."""
+    """From the child: a packed `Result` of a command that was ended from outside (TERM or KILL)."""
 
 
 class Packet(NamedTuple):
@@ -58,11 +62,11 @@ class Packet(NamedTuple):
     body: bytes
 
 
-def send(sock: socket.socket, packet: Packet, flags: int = 0) -> None:
+def send(sock: _socket.socket, packet: Packet, flags: int = 0) -> None:
     """Send one packet, all of it or nothing.
 
     Raises:
-        BlockingIOError: with MSG_DONTWAIT, the queue is full.
+        BlockingIOError: with NO_WAIT, the queue is full.
         OSError: the other side is gone, or a memory file cannot be made.
     """
     kind, number, end, body = packet
@@ -74,7 +78,7 @@ def send(sock: socket.socket, packet: Packet, flags: int = 0) -> None:
         view = memoryview(body)
         while view:
             view = view[os.write(memory, view) :]
-        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [memory]))
+        rights = (_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", [memory]))
         sock.sendmsg([_HEADER.pack(kind | _BIG, number, end)], [rights], flags)
     finally:
         os.close(memory)
@@ -83,7 +87,7 @@ def send(sock: socket.socket, packet: Packet, flags: int = 0) -> None:
 class Inbox:
     """The reading side of one end: a buffer that is used again and again (a new one costs 14 us a packet)."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: _socket.socket) -> None:
         self._sock = sock
         self._view = memoryview(bytearray(_ROOM))
         self._buffers = [self._view]
@@ -92,10 +96,10 @@ class Inbox:
         """Return the next packet, or None when the other side is gone and nothing is left to read.
 
         Raises:
-            BlockingIOError: with MSG_DONTWAIT, nothing is there.
+            BlockingIOError: with NO_WAIT, nothing is there.
             OSError: the socket is broken, e.g. closed by user code.
         """
-        count, rights, _, _ = self._sock.recvmsg_into(self._buffers, _ANCILLARY, flags | socket.MSG_CMSG_CLOEXEC)
+        count, rights, _, _ = self._sock.recvmsg_into(self._buffers, _ANCILLARY, flags | _CLOEXEC)
         if not count:
             return None
         kind, number, end = _HEADER.unpack_from(self._view)

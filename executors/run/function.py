@@ -16,6 +16,10 @@ from pilot.values import encode
 OUTPUT = "result"
 """Name of the one output of a function."""
 
+_NONE_ENCODED = encode(None)
+_NONE = ((OUTPUT, Blob(_NONE_ENCODED.hash, _NONE_ENCODED.size, _NONE_ENCODED.data)),)
+"""What most functions return that are called for their effects."""
+
 
 class Stale(Exception):
     """The function is to be loaded in a new process; nothing of the task has run."""
@@ -75,6 +79,11 @@ def run(work: Work, functions: Functions, exchange: Exchange, meter: Meter) -> t
         BaseException: whatever the function raises, and what `Functions.load` and `Exchange` do.
     """
     function = functions.load(work.function or "")
-    with meter.limit(work.memory_bytes):
+    if work.memory_bytes is None:
         value = call(function, exchange.inputs(work))
+    else:
+        with meter.limit(work.memory_bytes):
+            value = call(function, exchange.inputs(work))
+    if value is None:
+        return _NONE
     return ((OUTPUT, exchange.keep(encode(value, f"the result of {work.name!r}"))),)

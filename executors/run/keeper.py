@@ -146,9 +146,9 @@ class Keeper:
         if number != packet.number:
             raise PoolError(f"a child answered {packet.number} when {number} was due; this is a defect")
         if self._stopping:  # then it is the only one that was left to the process
-            result = verdict.stopped(item, self._stopping.outcome, self._span(p, now))
             ran = packet.kind in (Kind.RESULT, Kind.KILLED)
-            body = verdict.override(packet.body, result) if ran else verdict.encoded(result)
+            span, said = self._span(p, now), packet.body if ran else None
+            body = verdict.stopped(item, self._stopping.outcome, span, said)
             self._finish(item, body, p.stream.finish(packet.end if ran else None))
             self._replace(p, now)
             return
@@ -213,8 +213,8 @@ class Keeper:
             p.signal(*step)
             return
         _, item = p.sent.popleft()
-        result = verdict.stopped(item, stopping.outcome, self._span(p, now))
-        self._finish(item, verdict.encoded(result), p.stream.finish())
+        body = verdict.stopped(item, stopping.outcome, self._span(p, now), None)
+        self._finish(item, body, p.stream.finish())
         self._replace(p, now)
 
     def _bury(self, p: Process, death: Death, now: float) -> None:
@@ -229,7 +229,7 @@ class Keeper:
             span, log = self._span(p, now), p.stream.finish()
             self.starts.succeeded()
             if self._stopping:
-                self._finish(item, verdict.encoded(verdict.stopped(item, self._stopping.outcome, span)), log)
+                self._finish(item, verdict.stopped(item, self._stopping.outcome, span, None), log)
             else:
                 due = now + self._settings.hold_s if death.by_outsider else now
                 self.held.append(_Held(due, item, partial(verdict.died, item, death, span), log))

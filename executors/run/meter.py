@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 from pilot.model import Usage
 
+_BRIEF_S = 1e-3
+"""A task shorter than this does not change the size of the process enough to look again."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -28,38 +30,44 @@ class Meter:
         except OSError:  # not in every container
             self._refs = -1
         self._reset_peak()
-        self._floor_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._floor_kb = self._peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._resident = self._statm_pages(1) * _PAGE
         self._children = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._wall = self._cpu = 0.0
 
     def start(self) -> None:
         """Begin a task."""
-        self._reset_peak()
+        if self._peak_kb > self._floor_kb:
+            self._reset_peak()
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def stop(self) -> Usage:
         """Return what has been used since `start`, by this process and by those it has waited for."""
         wall_s = time.perf_counter() - self._wall
-        cpu_s = time.process_time() - self._cpu
-        peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak = peak_kb * 1024 if peak_kb > self._floor_kb else self._statm_pages(1) * _PAGE
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        self._peak_kb = used.ru_maxrss
+        if self._peak_kb > self._floor_kb:
+            peak = self._peak_kb * 1024
+        else:
+            if wall_s > _BRIEF_S:
+                self._resident = self._statm_pages(1) * _PAGE
+            peak = self._resident
+        cpu_s = max(0.0, used.ru_utime + used.ru_stime - self._cpu)
         children, before = resource.getrusage(resource.RUSAGE_CHILDREN), self._children
-        self._children = children
-        if children.ru_maxrss > before.ru_maxrss:
-            peak = max(peak, children.ru_maxrss * 1024)
-        cpu_s += children.ru_utime - before.ru_utime + children.ru_stime - before.ru_stime
+        if children != before:
+            self._children = children
+            cpu_s += children.ru_utime - before.ru_utime + children.ru_stime - before.ru_stime
+            if children.ru_maxrss > before.ru_maxrss:
+                peak = max(peak, children.ru_maxrss * 1024)
         return Usage(wall_s, cpu_s, peak)
 
     @contextlib.contextmanager
-    def limit(self, memory_bytes: int | None) -> Iterator[None]:
+    def limit(self, memory_bytes: int) -> Iterator[None]:
         """Let this process, and those it starts, have `memory_bytes` of data beyond what it has now.
 
         The limit is the soft RLIMIT_DATA: private writable memory, so that neither shared libraries nor
         mapped files count. Python raises `MemoryError` at it.
         """
-        if memory_bytes is None:
-            yield
-            return
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = self._statm_pages(5) * _PAGE + memory_bytes
         limits = [wanted, *(old for old in (soft, hard) if old != resource.RLIM_INFINITY)]

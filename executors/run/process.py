@@ -13,7 +13,7 @@ import subprocess
 from collections import deque
 from collections.abc import Mapping, Sequence
 
-from pilot.executors.run.frames import ENDS_VARIABLE, Inbox, Kind, Packet, send
+from pilot.executors.run.frames import ENDS_VARIABLE, NO_WAIT, Inbox, Kind, Packet, send
 from pilot.executors.run.orphans import find_orphans
 from pilot.executors.run.output import PIPE_BYTES, Output, Stream
 from pilot.executors.run.position import Position
@@ -114,7 +114,7 @@ class Process:
         return True
 
     def _send(self, kind: Kind, body: bytes) -> int:
-        send(self._tasks, Packet(kind, self._number + 1, 0, body), socket.MSG_DONTWAIT)
+        send(self._tasks, Packet(kind, self._number + 1, 0, body), NO_WAIT)
         self._number += 1
         return self._number
 
@@ -125,7 +125,7 @@ class Process:
         """
         numbers = set()
         with contextlib.suppress(BlockingIOError):
-            while self.sent and (packet := self._unread.receive(socket.MSG_DONTWAIT)):
+            while self.sent and (packet := self._unread.receive(NO_WAIT)):
                 numbers.add(packet.number)
                 if packet.kind is Kind.CODE:
                     self.known.discard(self._codes[packet.number])
@@ -145,7 +145,7 @@ class Process:
         if any(fd != self.stream.pipe for fd, _ in events):
             with contextlib.suppress(BlockingIOError):
                 while len(answers) < _AT_ONCE:
-                    packet = self._inbox.receive(socket.MSG_DONTWAIT)
+                    packet = self._inbox.receive(NO_WAIT)
                     if packet is None:
                         self.silent_since = now
                         self._poller.unregister(self._results)

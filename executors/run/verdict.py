@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 from typing import NamedTuple
 
 from pilot.executors.run.failure import signal_text
+from pilot.executors.run.wire import pack_result, unpack_result
 from pilot.model import Failure, Log, Result, Usage
 from pilot.states import Outcome
 
@@ -15,7 +15,7 @@ Key = tuple[str, int]
 
 
 class Item(NamedTuple):
-    """One attempt on its way to a child; `frame` is the pickled `Work`, opened by the child only."""
+    """One attempt on its way to a child; `frame` is from `wire.pack_work`, opened by the child only."""
 
     task: str
     attempt: int
@@ -33,7 +33,7 @@ class Item(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """One attempt that ended; `body` is the pickled `Result` without its log, as a rule unopened by ranks."""
+    """One attempt that ended; `body` is the packed `Result` without its log, as a rule unopened by ranks."""
 
     task: str
     attempt: int
@@ -47,7 +47,7 @@ class Finished(NamedTuple):
 
     def result(self) -> Result:
         """Open the body and put the log in."""
-        result: Result = pickle.loads(self.body)
+        result = unpack_result(self.body)
         return result if self.log is None else result._replace(log=self.log)
 
 
@@ -84,37 +84,35 @@ def died(item: Item, death: Death, span: Span, ending: bool) -> bytes:
     lost = ending and death.by_outsider
     what = f"the process of task {item.task} {'was ended with its pilot' if lost else death.text}"
     exit_code = -death.signal if death.signal else death.code
-    return encoded(_result(item, Outcome.LOST if lost else Outcome.CRASHED, "ProcessDied", what, span, exit_code))
+    return pack_result(_result(item, Outcome.LOST if lost else Outcome.CRASHED, "ProcessDied", what, span, exit_code))
 
 
-def stopped(item: Item, outcome: Outcome, span: Span) -> Result:
-    """Return the result of an attempt that was killed at its walltime (`timeout`) or on request (`cancelled`)."""
+def stopped(item: Item, outcome: Outcome, span: Span, body: bytes | None) -> bytes:
+    """Return the body for an attempt that was killed at its walltime (`timeout`) or on request (`cancelled`).
+
+    Args:
+        body: what the child still reported meanwhile, if it did. A success that came first stands; of
+            anything else the usage and the words are taken.
+    """
     if outcome is Outcome.TIMEOUT:
         kind, what = "WalltimeReached", f"task {item.task} was killed at its walltime of {item.walltime_s:g} s"
     else:
         kind, what = "Cancelled", f"task {item.task} was killed on request"
-    return _result(item, outcome, kind, what, span, None)
-
-
-def override(body: bytes, result: Result) -> bytes:
-    """Return the body of an attempt that still reported while it was being killed.
-
-    A success that came first stands; of anything else only the usage does.
-    """
-    reported: Result = pickle.loads(body)
-    if reported.outcome is Outcome.SUCCEEDED:
-        return body
-    return encoded(result._replace(usage=reported.usage, started=reported.started))
+    result = _result(item, outcome, kind, what, span, None)
+    if body is not None:
+        reported = unpack_result(body)
+        if reported.outcome is Outcome.SUCCEEDED:
+            return body
+        result = result._replace(usage=reported.usage, started=reported.started)
+        if reported.failure is not None:
+            words = f"{what}: {reported.failure.message}"
+            result = result._replace(failure=reported.failure._replace(type=kind, message=words))
+    return pack_result(result)
 
 
 def killed(body: bytes, ending: bool) -> bytes:
     """Return the body of a command that TERM or KILL from outside ended: `lost` if the pilot is ending."""
-    return encoded(pickle.loads(body)._replace(outcome=Outcome.LOST)) if ending else body
-
-
-def encoded(result: Result) -> bytes:
-    """Return a result as the body of a `Finished`."""
-    return pickle.dumps(result, 5)
+    return pack_result(unpack_result(body)._replace(outcome=Outcome.LOST)) if ending else body
 
 
 def _result(item: Item, outcome: Outcome, kind: str, what: str, span: Span, exit_code: int | None) -> Result:

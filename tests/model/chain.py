@@ -253,10 +253,8 @@ def at_rest(rules: Rules, world: World) -> bool:
         return False
     if any(doc.state not in ENDS and doc.state != "absent" for doc in world.docs[:-1]):
         return False
-    return not any(
-        _misplaced(rules, parent.state, child.state)
-        for parent, child in zip(world.docs, world.docs[1:], strict=False)
-    )
+    pairs = zip(world.docs, world.docs[1:], strict=False)
+    return not any(_misplaced(rules, parent.state, child.state) for parent, child in pairs)
 
 
 def _misplaced(rules: Rules, parent: State, child: State) -> bool:

@@ -182,9 +182,8 @@ def task_faults(before: World, after: World) -> Iterator[str]:
     old, new = before.task, after.task
     if new.attempt < old.attempt:
         yield ATTEMPT_FELL
-    if old.state != "leased" == new.state and any(
-        pool.deaf and pool.token == new.token for pool in before.pools
-    ):
+    deaf = {pool.token for pool in before.pools if pool.deaf}
+    if old.state != "leased" == new.state and new.token in deaf:
         yield REAPED_LEASES
     if old.state == "leased" != new.state and old.begun and after.outcome(old.attempt) is None:
         yield NO_RECORD

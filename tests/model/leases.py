@@ -168,7 +168,7 @@ class Leases:
                 recorded = hand._replace(phase="recorded", outcome=outcome)
                 yield Step(f"{who} {how}", after.with_hand(i, hand, recorded))
             elif hand.phase == "recorded":
-                after, how = self._end(world, hand.token, hand.attempt, hand.outcome)
+                after, how = self._end(world, hand.token, hand.attempt, hand.outcome, pinned=True)
                 yield Step(f"{who} {how}", after.with_hand(i, hand, None))
 
     def _insert(self, world: World, record: Record) -> tuple[World, str, str]:
@@ -183,9 +183,7 @@ class Leases:
             return world, stored, f"{how}, and goes by it"
         return world, record.outcome, f"{how}, and ignores it"
 
-    def _end(
-        self, world: World, token: str, attempt: int, outcome: str, pinned: bool = True
-    ) -> tuple[World, str]:
+    def _end(self, world: World, token: str, attempt: int, outcome: str, pinned: bool) -> tuple[World, str]:
         """Move the task out of `leased`, filtered on token and attempt."""
         task = world.task
         if task.state != "leased" or task.token != token or (pinned and task.attempt != attempt):
@@ -359,6 +357,7 @@ SCENARIOS = {
     "recalls": (Budget(suspicions=1, recalls=1), 1),
     "recalls, three leases": (Budget(leases=3, recalls=1), 1),
     "errors": (Budget(leases=3, errors=1), 1),
+    "errors and recalls": (Budget(leases=3, recalls=1, errors=1), 1),
     "errors and reaping": (Budget(suspicions=1, errors=1), 1),
 }
 """Name: what may happen besides the plain course, and the number of agents that reap."""

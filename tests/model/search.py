@@ -7,7 +7,8 @@ reachable states breadth first, so the first trace that breaks a promise is a sh
 Promises of the kind "sooner or later" are checked on the whole graph. A step is *owed* if some
 living actor takes it in the end, as long as it stays possible: a sweep runs, a pool finishes its
 task. A crash, a network error or a person's wish is not owed. A state from which no path of owed
-steps leads to a settled state is *doomed*: nothing but luck can repair it.
+steps leads to a settled state is *doomed*: nothing but luck can repair it. Most often it is at rest:
+nobody owes a step any more, so the search sees its doom as soon as it gets there.
 """
 
 from __future__ import annotations
@@ -33,21 +34,27 @@ class Model(Protocol[S]):
     @property
     def name(self) -> str:
         """Name the model and the scenario, for reports."""
+        ...
 
     def initial(self) -> S:
         """Return the one state in which everything starts."""
+        ...
 
-    def steps(self, state: S) -> Iterable[Step[S]]:
+    def steps(self, state: S, /) -> Iterable[Step[S]]:
         """Yield every step that is possible in `state`; each is atomic."""
+        ...
 
-    def faults(self, before: S, after: S) -> Iterable[str]:
+    def faults(self, before: S, after: S, /) -> Iterable[str]:
         """Yield the name of each promise that the step from `before` to `after` breaks."""
+        ...
 
-    def settled(self, state: S) -> bool:
+    def settled(self, state: S, /) -> bool:
         """Tell whether nothing remains to be done in `state` and all of it is right."""
+        ...
 
-    def doom(self, state: S) -> str:
+    def doom(self, state: S, /) -> str:
         """Name the promise broken by a state that can never settle."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,8 @@ class _Graph(Generic[S]):
 def search(model: Model[S], limit: int = 500_000, stop_at: str | None = None) -> Result:
     """Search all states of `model` and return what is broken, each with a shortest trace.
 
-    The search is cut short after `limit` states, or once the promise `stop_at` is broken by a
-    single step. Doomed states are looked for only in a complete graph.
+    The search is cut short after `limit` states, or once the promise `stop_at` is broken. A loop
+    that is never left is looked for only in a complete graph.
     """
     graph: _Graph[S] = _Graph()
     graph.add(model.initial(), -1, "")
@@ -114,27 +121,26 @@ def search(model: Model[S], limit: int = 500_000, stop_at: str | None = None) ->
         if len(graph.states) > limit or stop_at in violations:
             break
         explored += 1
+        at_rest = True
         for step in model.steps(state):
             graph.texts.add(step.text)
             there = graph.add(step.state, here, step.text)
             if step.owed:
+                at_rest = False
                 graph.owed_into[there].append(here)
             for broken in model.faults(state, step.state):
                 if broken not in violations:
                     violations[broken] = (*graph.trace(here), step.text)
+        if at_rest and not model.settled(state):
+            violations.setdefault(model.doom(state), graph.trace(here))
     complete = explored == len(graph.states)
-    if complete:
-        for broken, trace in _doomed(model, graph).items():
-            violations.setdefault(broken, trace)
+    if complete and not violations:
+        violations = _caught(model, graph)
     return Result(model.name, len(graph.states), complete, violations, frozenset(graph.texts))
 
 
-def _doomed(model: Model[S], graph: _Graph[S]) -> dict[str, tuple[str, ...]]:
-    """Return the traces into states from which no owed steps lead to a settled state.
-
-    The trace of a doomed state at rest reads best (the damage is done and nobody will look at it
-    again), so one that still moves is shown only if none comes to rest.
-    """
+def _caught(model: Model[S], graph: _Graph[S]) -> dict[str, tuple[str, ...]]:
+    """Return the trace into the first state from which no owed steps lead to a settled state."""
     safe = [model.settled(state) for state in graph.states]
     queue = [number for number, good in enumerate(safe) if good]
     for number in queue:
@@ -142,14 +148,7 @@ def _doomed(model: Model[S], graph: _Graph[S]) -> dict[str, tuple[str, ...]]:
             if not safe[origin]:
                 safe[origin] = True
                 queue.append(origin)
-    doomed = [number for number, good in enumerate(safe) if not good]
-    if not doomed:
+    if all(safe):
         return {}
-    moving = {origin for origins in graph.owed_into for origin in origins}
-    resting = [number for number in doomed if number not in moving]
-    found: dict[str, tuple[str, ...]] = {}
-    for number in resting or doomed[:1]:
-        broken = model.doom(graph.states[number])
-        if broken not in found:
-            found[broken] = graph.trace(number)
-    return found
+    doomed = safe.index(False)
+    return {model.doom(graph.states[doomed]): graph.trace(doomed)}

@@ -27,12 +27,13 @@ REACHED = {
     ),
     "restarts": ("A is started again, under token A2", "A's lease update matches: attempt 1 under A2"),
     "recalls": ("A gives attempt 1 up: its worker is silent", "A returns the lease of attempt 2"),
-    THREE: ("attempt 3 under B1",),
+    THREE: ("B's lease update matches: attempt 2 under B1", "B's lease update matches nothing"),
     "errors": (
-        "A reads back: it has leased attempt 2",
+        "A reads back: it has leased attempt 1",
         "the update under B1 lands late: attempt 1",
         "A returns attempt 1, which it does not hold",
     ),
+    "errors and recalls": ("the update under A1 lands late: attempt 1", "A returns the lease of attempt 2"),
     "errors and reaping": ("the update under A1 lands late", "agent A finds attempt 1 leased under dead A1"),
 }
 

@@ -94,3 +94,10 @@ def test_a_search_can_stop_at_the_first_break() -> None:
     result = search(Toy(edges, frozenset()), stop_at="negative")
     assert result.violations == {"negative": ("fall",)}
     assert result.states == 2
+
+
+def test_a_search_can_stop_at_the_first_doomed_state_at_rest() -> None:
+    edges = {0: (("badly", 1, True), ("on", 2, True))} | {n: (("on", n + 1, True),) for n in range(2, 10)}
+    result = search(Toy(edges, frozenset({10})), stop_at="stuck in 1")
+    assert result.violations == {"stuck in 1": ("badly",)}
+    assert not result.complete

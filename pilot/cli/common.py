@@ -1,0 +1,159 @@
+"""What the commands share: options, the open project, output."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import click
+
+from pilot.cli import text
+from pilot.cli.app import Flags, debug_flag
+from pilot.config import ProjectConfig, find_project
+from pilot.errors import InvalidInput
+from pilot.model import parse_duration, parse_size
+from pilot.store.access import checked, store_of
+from pilot.store.mongo import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+STORE_S = 10.0
+"""How long a command waits for the store before it says that it does not answer."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# -- commands and their options -------------------------------------------------------------------
+
+
+class Command(click.Command):
+    """A command that takes ``--debug`` behind its name too, and shows what the library has to say."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        debug = click.Option(["--debug"], is_flag=True, expose_value=False, hidden=True, callback=debug_flag)
+        self.params.append(debug)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command with the library's warnings on stderr."""
+        debug = ctx.ensure_object(Flags).debug
+        root = logging.getLogger()
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("pilot: %(message)s"))
+        level, root.level = root.level, logging.DEBUG if debug else logging.WARNING
+        logging.getLogger("pymongo").setLevel(logging.WARNING)
+        root.addHandler(handler)
+        try:
+            return super().invoke(ctx)
+        finally:
+            root.removeHandler(handler)
+            root.level = level
+
+
+def _reader(parse: Callable[[str, str], float | int]) -> Callable[[Any, click.Parameter, Any], Any]:
+    """Return the callback of an option that a function of the model reads, with its message as a usage error."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> float | int | None:
+        try:
+            return None if value is None else parse(value, param.opts[0])
+        except InvalidInput as exc:
+            raise click.UsageError(str(exc), ctx) from exc
+
+    return read
+
+
+duration = _reader(parse_duration)
+"""Callback of options like ``--walltime 30m``; the command gets seconds."""
+size = _reader(parse_size)
+"""Callback of options like ``--memory 2G``; the command gets bytes."""
+
+
+def json_option(function: F) -> F:
+    """Add ``--json``, which arrives as ``as_json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Write one JSON document; times in ISO 8601 UTC.")(
+        function
+    )
+
+
+# -- the project ----------------------------------------------------------------------------------
+
+
+class Opened(NamedTuple):
+    """A project and its store."""
+
+    config: ProjectConfig
+    store: Store
+
+
+@contextmanager
+def opened(start: bool = True, timeout_s: float = STORE_S) -> Iterator[Opened]:
+    """Open the store of the nearest project; the embedded server is started if need be.
+
+    Raises:
+        ProjectNotFound: there is none here or above.
+        StoreError: it cannot be reached or started; the message says what to do.
+    """
+    config = find_project()
+    with store_of(config, start, timeout_s) as store:
+        yield Opened(config, checked(store, config))
+
+
+def now() -> datetime:
+    """Return the present time (UTC)."""
+    return datetime.now(UTC)
+
+
+# -- output ---------------------------------------------------------------------------------------
+
+
+def emit(document: Any) -> None:
+    """Write one JSON document to stdout."""
+    click.echo(text.as_json(document))
+
+
+def tell(message: str) -> None:
+    """Write one line about what is going on to stderr."""
+    click.echo(f"pilot: {text.line(message, 2000)}", err=True)
+
+
+def console(stderr: bool = False) -> Console:
+    """Return a console: coloured on a terminal unless NO_COLOR is set, never folding lines in a pipe."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False)
+    if not made.is_terminal:
+        made.width = 1000
+    return made
+
+
+def table(*columns: str, right: tuple[str, ...] = (), fold: str = "") -> Table:
+    """Return an empty table without lines.
+
+    Args:
+        columns: the headings; all but `fold` keep their width.
+        right: those of numbers.
+        fold: the one that is clipped when the terminal is narrow.
+    """
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        made.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=True,
+            overflow="ellipsis" if column == fold else "fold",
+            min_width=None if column == fold else 4,
+        )
+    return made
+
+
+def escaped(words: object) -> str:
+    """Return text in which rich sees no markup."""
+    from rich.markup import escape
+
+    return escape(str(words))

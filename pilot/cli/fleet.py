@@ -1,0 +1,150 @@
+"""Pilots as the store knows them, seen from here: who is up, who is silent, whose process has gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from pilot.errors import InvalidInput
+from pilot.executors.batch import local
+from pilot.executors.run.orphans import find_orphans
+from pilot.states import PilotState, PoolState
+from pilot.store import pilots
+from pilot.store.mongo import Store
+
+Document = dict[str, Any]
+
+LIVE = frozenset(state.value for state in pilots.LIVE_PILOTS)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One pilot."""
+
+    id: str
+    state: str
+    """As in the store, or `silent`: no heartbeat for its time-to-live, or `dead`: its process here has gone."""
+    site: str
+    host: str
+    pid: int
+    slots: int
+    slot_cores: int
+    up: int
+    """Slots of its live pools: 0 while its pool is starting."""
+    busy: int
+    rate: float
+    """Tasks ended per second, lately."""
+    heartbeat_s: float | None
+    started: datetime
+    end_at: datetime | None
+    ended: datetime | None
+    drain: str | None
+    """What `pilot down` asked: `drain` or `now`."""
+    reason: str
+    folder: str
+
+    @property
+    def live(self) -> bool:
+        """Whether it has not ended, as far as can be seen from here."""
+        return self.state in LIVE
+
+    def document(self) -> Document:
+        """Return it for JSON."""
+        return asdict(self)
+
+
+def look(store: Store, now: datetime, live_only: bool = False, limit: int = 100) -> list[View]:
+    """Return pilots, newest first."""
+    docs = pilots.listing(store, live_only=live_only, limit=limit)
+    pools: dict[str, list[Document]] = defaultdict(list)
+    if any(doc["state"] in LIVE for doc in docs):
+        for pool in pilots.pools(store):
+            pools[pool["pilot"]].append(pool)
+    return [_view(doc, pools[doc["_id"]], now) for doc in docs]
+
+
+def _view(doc: Document, pools: Sequence[Document], now: datetime) -> View:
+    seen: datetime = doc.get("seen") or doc["started"]
+    heartbeat_s = max(0.0, (now - seen).total_seconds()) if doc["state"] in LIVE else None
+    state = str(doc["state"])
+    if heartbeat_s is not None:
+        if process_gone(doc):
+            state = "dead"
+        elif heartbeat_s > doc.get("ttl_s", 30.0):
+            state = "silent"
+    return View(
+        doc["_id"], state, doc.get("site", ""), doc.get("host", ""), doc.get("pid", 0), doc.get("slots", 0),
+        doc.get("slot_cores", 1), sum(pool.get("slots", 0) for pool in pools),
+        sum(pool.get("busy", 0) for pool in pools), sum(pool.get("rate", 0.0) for pool in pools), heartbeat_s,
+        doc["started"], doc.get("end_at"), doc.get("ended"), doc.get("drain"), doc.get("reason", ""),
+        doc.get("folder", ""),
+    )  # fmt: skip
+
+
+def process_gone(doc: Document) -> bool:
+    """Whether a pilot's agent ran on this machine and certainly runs no more."""
+    if doc.get("host") != socket.gethostname() or doc.get("site") != "local":
+        return False
+    return agent_start(doc) is None
+
+
+def agent_start(doc: Document) -> float | None:
+    """Return when the agent's process started (seconds since the epoch), None if it is not on this machine.
+
+    It started before it registered itself; a process of its number that started later is another one.
+    """
+    started = local.started_at(doc["pid"])
+    registered: datetime = doc["started"]
+    return None if started is None or started > registered.timestamp() + 1.0 else started
+
+
+def chosen(store: Store, names: Sequence[str], now: datetime) -> list[View]:
+    """Return the pilots of these ids, which may be shortened.
+
+    Raises:
+        InvalidInput: one is not a pilot's, or fits several.
+    """
+    there = look(store, now, limit=1000)
+    found = []
+    for name in names:
+        fitting = [view for view in there if view.id == name] or [v for v in there if v.id.startswith(name)]
+        if len(fitting) != 1:
+            several = f"fits several pilots ({', '.join(view.id for view in fitting[:4])})"
+            raise InvalidInput(f"{name!r} {several if fitting else 'is not a pilot'}; `pilot pilots` lists them")
+        found.append(fitting[0])
+    return found
+
+
+# -- what a dead agent has left -------------------------------------------------------------------
+
+
+def bury(store: Store, view: View, now: bool) -> int:
+    """Write that a pilot whose agent died here is lost, and end its pools; return how many of them still run.
+
+    A pool that has outlived its agent is told to drain (`now`: to end at once) as its agent would have told it.
+    One whose processes have gone is fenced, so that the next agent returns its leases. Repeatable.
+    """
+    pilots.end(store, view.id, PilotState.LOST, "its agent died")
+    left = 0
+    for pool in pilots.pools(store, view.id):
+        launch = pool["launch"]
+        if find_orphans("PILOT_POOL", launch):
+            left += 1
+            _ask(view.folder, launch, "now" if now else "drain")
+        else:
+            pilots.close_pool(store, pool["_id"], PoolState.DEAD, "its agent and its processes died")
+    return left
+
+
+def _ask(folder: str, launch: str, wish: str) -> None:
+    """Write a pool's control file; see `agent.PoolProcess.ask`."""
+    number = launch.rpartition(".")[2]
+    partial = os.path.join(folder, f"pool-{number}.partial")
+    with open(partial, "w", encoding="ascii") as file:
+        file.write(wish)
+    os.replace(partial, os.path.join(folder, f"pool-{number}.control"))

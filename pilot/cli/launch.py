@@ -1,0 +1,140 @@
+"""Start a local pilot and wait until it can work; the part that `pilot up` and `pilot run` share."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pilot.agent import PilotSettings, new_pilot_id
+from pilot.config import ProjectConfig, load_site
+from pilot.errors import InvalidInput, PilotDied
+from pilot.executors.batch import local
+from pilot.store import pilots
+from pilot.store.mongo import Store
+
+UP_S = 60.0
+"""How long a local pilot may take to come up."""
+TRIES = 2
+"""A pool that dies so often before it is up will not come up."""
+_LAST_LINES = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A pilot that was started on this machine."""
+
+    id: str
+    pid: int
+    started: float
+    """When its agent started (seconds since the epoch)."""
+    folder: Path
+    slots: int
+    slot_cores: int
+
+    @property
+    def alive(self) -> bool:
+        """Whether its agent still runs."""
+        return local.alive(self.pid, self.started)
+
+    @property
+    def starts(self) -> int:
+        """How often its pool was started."""
+        return len(list(self.folder.glob("pool-*.json")))
+
+    def last_words(self) -> list[str]:
+        """Return the end of what its latest pool said, or else of what its agent said."""
+        pools = sorted(self.folder.glob("pool-*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in (*pools, self.folder / "agent.out", self.folder / "agent.log"):
+            try:
+                lines = path.read_text(errors="replace").strip().splitlines()
+            except OSError:
+                continue
+            if lines:
+                return lines[-_LAST_LINES:]
+        return []
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def start(
+    config: ProjectConfig,
+    *,
+    site: str = "local",
+    slots: int | None = None,
+    slot_cores: int | None = None,
+    walltime_s: float | None = None,
+    idle_s: float | None = None,
+) -> Local:
+    """Start an agent, detached, with this interpreter; its pool is not up when this returns.
+
+    Args:
+        config: the project.
+        site: whose launcher to use.
+        slots: worker ranks; None: the site's number, or as many as the cores allow.
+        slot_cores: cores of each; None: the site's number.
+        walltime_s: end the pilot after so long.
+        idle_s: end it after so long without work.
+
+    Raises:
+        ConfigError: there is no such site.
+        InvalidInput: the site needs a batch system.
+        PilotDied: the agent ended at once.
+    """
+    machine = load_site(site)
+    if machine.name != "local":
+        raise InvalidInput(f"cannot start a pilot on site {site!r}: only 'local' is there so far")
+    slot_cores = slot_cores or machine.cores_per_slot
+    slots = slots or machine.slots or max(1, available_cores() // slot_cores)
+    pilot = new_pilot_id()
+    folder = config.pilot_folder(pilot)
+    folder.mkdir(parents=True, mode=0o700)
+    settings = PilotSettings(str(config.root), pilot, machine.name, machine.launcher, slots, slot_cores, idle_s=idle_s)
+    if walltime_s is not None:  # a short one leaves no time for the usual margins
+        settings = replace(
+            settings, end_at=time.time() + walltime_s, drain_s=min(settings.drain_s, walltime_s / 4),
+            stop_s=min(settings.stop_s, walltime_s / 8),
+        )  # fmt: skip
+    path = folder / "settings.json"
+    settings.write(path)
+    pid = local.start([sys.executable, "-P", "-m", "pilot.agent", str(path)], folder / "agent.out", os.environ)
+    started = local.started_at(pid)
+    return Local(pilot, pid, 0.0 if started is None else started, folder, slots, slot_cores)
+
+
+def await_up(store: Store, pilot: Local, deadline_s: float = UP_S, stopped: Callable[[], bool] = lambda: False) -> bool:
+    """Wait until the pilot's pool takes work; False if `stopped` said to give up first.
+
+    Raises:
+        PilotDied: its agent ended, its pool died again and again, or nothing happened in time; it is
+            stopped, and `Local.last_words` tells more.
+    """
+    deadline = time.monotonic() + deadline_s
+    while not any(pool.get("slots") for pool in pilots.pools(store, pilot.id)):
+        if stopped():
+            return False
+        problem = ""
+        if not pilot.alive:
+            problem = reason_of(store, pilot) or "its agent ended"
+        elif pilot.starts > TRIES:
+            problem = f"its pool died {TRIES} times"
+        elif time.monotonic() > deadline:
+            problem = f"its pool did not come up within {deadline_s:g} s"
+        if problem:
+            local.stop(pilot.pid, pilot.started)
+            log = pilot.folder / "agent.log"
+            raise PilotDied(f"cannot start pilot {pilot.id}: {problem.splitlines()[0]}; see {log}")
+        time.sleep(0.05)
+    return True
+
+
+def reason_of(store: Store, pilot: Local) -> str:
+    """Return why a pilot ended, by its own account; empty if it gave none."""
+    found = [doc for doc in pilots.listing(store, limit=1000) if doc["_id"] == pilot.id]
+    return str(found[0].get("reason", "")) if found else ""

@@ -1,0 +1,195 @@
+"""`pilot up`, `pilot down` and `pilot pilots`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import click
+
+from pilot.cli import fleet, launch, text
+from pilot.cli.common import Command, console, duration, emit, escaped, json_option, now, opened, table, tell
+from pilot.cli.completion import pilots as complete_pilots
+from pilot.errors import PilotDied
+from pilot.store import pilots as store_pilots
+from pilot.store.mongo import Store
+
+
+@click.command(cls=Command)
+@click.option("--slots", type=click.IntRange(1), metavar="N", help="Worker slots; default: as many as cores allow.")
+@click.option("--cores-per-slot", type=click.IntRange(1), metavar="N", help="Cores of each slot; default: 1.")
+@click.option("--walltime", callback=duration, metavar="T", help='End after so long: "90s", "30m", "2h".')
+@click.option("--idle", callback=duration, metavar="T", help="End after so long without work.")
+@click.option("--site", default="local", show_default=True, help="Which machine it is.")
+@click.option(
+    "--timeout", callback=duration, metavar="T", default="60s", show_default=True, help="Give up after so long."
+)
+@json_option
+def up(
+    slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None, site: str,
+    timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Start a pilot on this machine and return when it takes work.
+
+    It stays until `pilot down`, its --walltime or --idle.
+    """
+    with opened() as project:
+        pilot = launch.start(
+            project.config, site=site, slots=slots, slot_cores=cores_per_slot, walltime_s=walltime, idle_s=idle
+        )
+        try:
+            with waiting(f"starting pilot {pilot.id}"):
+                launch.await_up(project.store, pilot, timeout)
+        except PilotDied:
+            quote(pilot)
+            raise
+        except KeyboardInterrupt:
+            store_pilots.drain(project.store, [pilot.id], now=True)
+            tell(f"pilot {pilot.id} was starting; it has been told to end")
+            raise
+    if as_json:
+        emit({"pilot": pilot.id, "slots": pilot.slots, "cores_per_slot": pilot.slot_cores, "folder": pilot.folder})
+        return
+    each = "" if pilot.slot_cores == 1 else f" of {pilot.slot_cores} cores"
+    until = "" if walltime is None else f", for {text.span(walltime)}"
+    out = console()
+    out.print(f"pilot [bold]{pilot.id}[/] is up: {text.count(pilot.slots, 'slot')}{each}{until}")
+    out.print("[dim]`pilot status` shows what it does, `pilot down` ends it[/]")
+
+
+def waiting(what: str) -> Any:
+    """Return a context that shows on a terminal that something is being waited for."""
+    out = console(stderr=True)
+    return out.status(escaped(what)) if out.is_terminal else nullcontext()
+
+
+def quote(pilot: launch.Local) -> None:
+    """Write a pilot's last words to stderr."""
+    lines = pilot.last_words()
+    if lines:
+        click.echo(f"last words of pilot {pilot.id}:", err=True)
+        for line in lines:
+            click.echo(f"  | {line}", err=True)
+
+
+# -- down -----------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@click.argument("names", nargs=-1, metavar="[PILOT]...", shell_complete=complete_pilots)
+@click.option("--now", "at_once", is_flag=True, help="End what runs too; it is run again by the next pilot.")
+@click.option(
+    "--timeout", callback=duration, metavar="T", default="2m", show_default=True, help="Wait for their end so long."
+)
+def down(names: tuple[str, ...], at_once: bool, timeout: float) -> int:
+    """Let pilots (default: all) finish what they run, and end; wait until they have.
+
+    Exit code 1 if one has not ended in time: it will, when its tasks have.
+    """
+    with opened() as project:
+        store = project.store
+        views = fleet.chosen(store, names, now()) if names else fleet.look(store, now(), live_only=True)
+        wanted = {view.id for view in views if view.ended is None}
+        for view in views:
+            if view.ended is not None:
+                click.echo(f"{view.id} {view.state} {text.age(view.ended, now())} ago")
+        if not wanted:
+            if not names:
+                click.echo("no pilot is up")
+            return 0
+        store_pilots.drain(store, wanted, now=at_once)
+        left = _await_end(store, wanted, at_once, timeout)
+        for view in left:
+            doing = f"still runs {text.count(view.busy, 'task')}" if view.busy else f"is still {view.state}"
+            tell(f"{view.id} {doing} after {text.span(timeout)}; it ends after that (`pilot down --now` ends it now)")
+    return 1 if left else 0
+
+
+def _await_end(store: Store, wanted: set[str], at_once: bool, timeout_s: float) -> list[fleet.View]:
+    """Wait for pilots to end, and bury those whose agents have died here; return those that are left."""
+    deadline = time.monotonic() + timeout_s
+    left = set(wanted)
+    pools_of: dict[str, fleet.View] = {}
+    with waiting(f"waiting for {', '.join(sorted(left))} to end"):
+        while True:
+            views = {view.id: view for view in fleet.look(store, now(), limit=1000) if view.id in wanted}
+            for name in sorted(left):
+                view = views.get(name)
+                if view is not None and view.state == "dead":
+                    pools_of[name] = view
+                if name in pools_of and fleet.bury(store, pools_of[name], at_once):
+                    continue
+                if view is None or not view.live:
+                    left.discard(name)
+                    _say_end(view, name, name in pools_of)
+            if not left or time.monotonic() > deadline:
+                return [views[name] for name in sorted(left) if name in views]
+            time.sleep(0.2)
+
+
+def _say_end(view: fleet.View | None, name: str, dead: bool) -> None:
+    if view is not None and view.state == "silent":
+        tell(f"{name} has not been heard of for {text.span(view.heartbeat_s or 0)}; if it lives, it will end")
+    elif dead:
+        click.echo(f"{name} lost: its agent had died; what it held goes back to the queue when a pilot is up")
+    else:
+        click.echo(f"{name} ended")
+
+
+# -- list -----------------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@click.option("--live", is_flag=True, help="Only those that are up.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="At most so many.")
+@json_option
+def pilots(live: bool, limit: int, as_json: bool) -> None:
+    """List pilots, newest first."""
+    with opened() as project:
+        views = fleet.look(project.store, now(), live_only=live, limit=limit)
+    if as_json:
+        emit([view.document() for view in views])
+    elif not views:
+        click.echo("no pilot is up; `pilot up` starts one" if live else "no pilot yet; `pilot up` starts one")
+    else:
+        console().print(listing(views, reasons=True))
+
+
+def listing(views: list[fleet.View], reasons: bool = False) -> Any:
+    """Return a table of pilots."""
+    moment = now()
+    columns = ["pilot", "state", "site", "host", "slots", "busy", "rate", "heartbeat", "started", "ends"]
+    shown = table(*columns, *(["why it ended"] if reasons else []), right=("slots", "busy"), fold="why it ended")
+    for view in views:
+        live = view.live or view.state == "silent"
+        cores = f" × {view.slot_cores}" if view.slot_cores > 1 else ""
+        row = [
+            view.id, state(view), view.site, view.host, f"{view.slots}{cores}", str(view.busy) if live else "",
+            text.rate(view.rate) if live and view.up else "", heartbeat(view), f"{text.age(view.started, moment)} ago",
+            ends(view),
+        ]  # fmt: skip
+        shown.add_row(*row, *([escaped(text.line(view.reason, 200))] if reasons else []))
+    return shown
+
+
+def state(view: fleet.View) -> str:
+    """Return a pilot's state with its colour."""
+    if view.state == "running" and not view.up:
+        return text.styled("starting")
+    return text.styled("draining" if view.state == "running" and view.drain else view.state)
+
+
+def heartbeat(view: fleet.View) -> str:
+    """Return how old its last sign of life is; red if that is too old."""
+    if view.heartbeat_s is None:
+        return ""
+    old = f"{text.span(max(1.0, view.heartbeat_s))} ago"
+    return f"[red]{old}[/]" if view.state in ("silent", "dead") else old
+
+
+def ends(view: fleet.View) -> str:
+    """Return when it will end or has ended."""
+    if view.ended is not None:
+        return f"{text.age(view.ended, now())} ago"
+    return f"in {text.span(max(0.0, (view.end_at - now()).total_seconds()))}" if view.end_at is not None else ""

