@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
-from pilot import calls, functions
+from pilot import calls, functions, source
 from pilot.client import Project, current_project
 from pilot.errors import InvalidInput
 from pilot.future import Future
@@ -120,13 +120,14 @@ class Task(Generic[P, R]):
         project.register_function(code)
         options = self.options
         name = options.name or code.qualname
+        folder = source.folder_of(self.function)
         function, encode, new_id = self.function, project.encode_input, project.new_id
 
         def make(args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskSpec:
             inputs = tuple(encode(key, value, name) for key, value in calls.bind(function, args, kwargs))
             return TaskSpec(
                 new_id(), Kind.FUNCTION, name, inputs, code.hash, None, options.resources, options.priority,
-                options.retries, options.fresh, options.tags,
+                options.retries, options.fresh, options.tags, folder,
             )  # fmt: skip
 
         return make

@@ -103,14 +103,20 @@ class Watch(Generic[Key]):
     """Judges heartbeats: counters that must change within `ttl_s` of the *observer's own* monotonic clock.
 
     Neither clock skew between hosts nor an outage of the store makes anybody look dead: a counter must have
-    been seen unchanged for the whole time-to-live while every look succeeded.
+    been seen unchanged for the whole time-to-live while every look succeeded. An observer that was itself
+    stopped (a suspended batch job wakes all at once) has not seen anything meanwhile: looks more than half the
+    time-to-live apart do not count together.
     """
 
     ttl_s: float
     _seen: dict[Key, tuple[int, float]] = field(default_factory=dict)
+    _looked: float = float("-inf")
 
     def look(self, beats: Mapping[Key, int], now: float) -> list[Key]:
         """Take one successful look at all counters and return those that are stale, in no order."""
+        if now - self._looked > self.ttl_s / 2:
+            self._seen.clear()
+        self._looked = now
         stale = []
         for key, beat in beats.items():
             old = self._seen.get(key)

@@ -173,7 +173,7 @@ class Resources:
     def key(self) -> str:
         """The name of the class that all equal requests share; `from_key` reads it back."""
         memory = "" if self.memory_bytes is None else f"m{self.memory_bytes}"
-        walltime = "" if self.walltime_s is None else "w" + f"{self.walltime_s:.3f}".rstrip("0").rstrip(".")
+        walltime = "" if self.walltime_s is None else "w" + f"{max(self.walltime_s, 0.001):.3f}".rstrip("0").rstrip(".")
         return f"c{self.cores}{memory}{walltime}"
 
     @classmethod
@@ -276,6 +276,8 @@ class TaskSpec:
     retries: int = 0
     fresh: bool = False
     tags: tuple[str, ...] = ()
+    folder: str = ""
+    """Where the submitter's own modules lie; comes last on the child's ``sys.path``."""
     waits: str = "done"
     """``"done"``: parents must succeed, their values are used; ``"end"``: any end of theirs will do."""
 
@@ -320,6 +322,8 @@ class Work(NamedTuple):
     """Value of every (task, output) that the inputs link to."""
     memory_bytes: int | None
     cores: int
+    folder: str = ""
+    """Where the submitter's own modules lie."""
 
 
 class Failure(NamedTuple):

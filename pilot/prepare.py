@@ -114,11 +114,11 @@ class Preparer:
         return code
 
     def _officials(self, parents: set[str]) -> dict[str, Document]:
-        """Return the official record of each parent, verified; one that does not verify is left out."""
+        """Return the official record of each parent, by the task that the record itself names; not verified yet."""
         found = tasks.get(self._store, parents, ["official", "state"])
-        official = {official_record(doc): task for task, doc in found.items() if doc["state"] == State.DONE}
-        there = provenance.get(self._store, filter(None, official), records.VERIFIED_FIELDS)
-        return {official[name]: record for name, record in there.items()}
+        official = [name for doc in found.values() if doc["state"] == State.DONE and (name := official_record(doc))]
+        there = provenance.get(self._store, official, records.VERIFIED_FIELDS)
+        return {record["task"]: record for record in there.values()}
 
     def _complete(self, doc: Document, inputs: tuple[Input, ...], officials: Mapping[str, Document]) -> Held:
         function = doc["function"]
@@ -135,6 +135,7 @@ class Preparer:
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
             tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
+            doc.get("folder", ""),
         )  # fmt: skip
         fresh = doc.get("fresh", False)
         item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))

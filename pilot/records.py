@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pilot import signing, values
-from pilot.errors import PilotError
+from pilot.errors import PilotError, SignatureError
 from pilot.model import (
     INLINE_DOCUMENT_BYTES,
     INLINE_VALUE_BYTES,
@@ -325,6 +325,8 @@ def verify(doc: Mapping[str, Any], signer: signing.Signer) -> None:
         SignatureError: it is not; nothing of it may be unpickled.
     """
     signer.verify("record", SCHEMA, signing.record_fields(doc), doc.get("signature"))
+    if doc["_id"] != record_id(doc["task"], doc["attempt"]):
+        raise SignatureError(f"record {doc['_id']!r} is that of task {doc['task']!r}: somebody moved it")
 
 
 VERIFIED_FIELDS = (

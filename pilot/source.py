@@ -34,6 +34,24 @@ def file_of_module(name: str) -> str | None:
     return path if isinstance(path, str) and os.path.isfile(path) else None
 
 
+def folder_of(function: Any) -> str:
+    """Return the folder from which the user's modules beside a function are imported; "" if it is installed.
+
+    That of a script or a notebook is where it lies or runs.
+    """
+    module = getattr(function, "__module__", None) or "__main__"
+    path = file_of_module(module)
+    if module == "__main__":
+        return os.path.dirname(os.path.abspath(path)) if path else os.getcwd()
+    if path is None or in_environment(path):
+        return ""
+    folder = os.path.dirname(os.path.abspath(path))
+    depth = module.count(".") + (os.path.basename(path) == "__init__.py")
+    for _ in range(depth):
+        folder = os.path.dirname(folder)
+    return folder
+
+
 def file_digest(path: str) -> str:
     """Return the BLAKE2b-256 of a file, "" if it cannot be read. Read again only if its time or size changed."""
     try:

@@ -14,17 +14,20 @@ the markers' indexes only:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from pymongo import UpdateMany
 
 from pilot import lifecycle
+from pilot.errors import InvalidInput
 from pilot.lifecycle import Verdict
 from pilot.model import PENDING_MAX, bucket_of
 from pilot.states import ENDED, Kind, State
 from pilot.store import events
 from pilot.store.mongo import Store, translating
-from pilot.store.tasks import CHUNK, IF_AWAITED, NEXT_REV, Document, chunks, insert
+from pilot.store.tasks import BY_ID, CHUNK, IF_AWAITED, NEXT_REV, Document, chunks, insert
 
 SWEEP = 5000
 """Most tasks that one round of a release or a sweep touches."""
@@ -69,26 +72,31 @@ def narrow(doc: Document) -> list[list[Document]]:
 def submit(store: Store, documents: Sequence[Document]) -> None:
     """Store new tasks with their dependencies: insert, then announce, then check.
 
-    The documents stand in an order in which parents come before children. Repeatable as a whole.
+    The documents stand in an order in which parents come before children, and are stored in it: no sweep can
+    find a child before its parent and call the parent missing. Repeatable as a whole.
 
     Raises:
+        InvalidInput: a parent comes after its child, or they make a cycle; nothing was stored.
         StoreUnavailable: repeat the call with the same documents.
         StoreFull: free space, then repeat.
     """
     roots = [doc for doc in documents if "pending" not in doc]
+    others: list[Document] = []
+    if len(roots) < len(documents):
+        place = {doc["_id"]: number for number, doc in enumerate(documents)}
+        for number, doc in enumerate(documents):
+            if "pending" in doc:
+                for parent in doc["pending"]:
+                    if place.get(parent, -1) >= number:
+                        raise InvalidInput(f"task {doc['_id']!r} cannot wait for {parent!r}: submit that one before it")
+                others += (part for level in narrow(doc) for part in level)
     if roots:
         insert(store, roots)
-    levels: dict[int, list[Document]] = defaultdict(list)
-    depth: dict[str, int] = {}
-    for doc in documents:
-        if "pending" in doc:
-            first = max((depth.get(parent, 0) for parent in doc["pending"]), default=0)
-            for offset, part in enumerate(narrow(doc)):
-                levels[first + offset].extend(part)
-                depth[doc["_id"]] = first + offset + 1
-    for level in sorted(levels):
-        insert(store, levels[level])
-        check(store, [doc["_id"] for doc in levels[level]])
+    if others:
+        ids = [doc["_id"] for doc in others]
+        insert(store, others, in_order=True)
+        check(store, ids)
+        release(store, ids)  # what has failed already, if it is awaited by others of these
 
 
 # -- check ----------------------------------------------------------------------------------------
@@ -100,53 +108,55 @@ def check(store: Store, ids: Sequence[str] | None = None) -> int:
 
     Args:
         store: the database.
-        ids: only these; None: all that are marked, `SWEEP` at most.
+        ids: only these; None: all that are marked.
     """
     looked = 0
-    if ids is None:
-        marked = store.tasks.find({"unchecked": True}, {"_id": 1}, limit=SWEEP, hint="unchecked")
-        ids = [doc["_id"] for doc in marked]
-    for part in chunks(list(ids)):
-        for _ in range(4):  # an upstream failure is checked once more; what moves on meanwhile is left to the sweep
-            done = _check_chunk(store, part)
-            looked += done
-            if not done:
-                break
-    return looked
+    if ids is not None:
+        for part in chunks(ids):
+            for _ in range(4):  # an upstream failure is checked once more; what moves meanwhile is left to the sweep
+                done = _check_chunk(store, part)
+                looked += done
+                if not done:
+                    break
+        return looked
+    while True:
+        marked = list(store.tasks.find({"unchecked": True}, ["_id"], limit=SWEEP, hint="unchecked"))
+        looked += check(store, [doc["_id"] for doc in marked])
+        if len(marked) < SWEEP:
+            return looked
 
 
 def _check_chunk(store: Store, ids: Sequence[str]) -> int:
-    fields = dict.fromkeys(("pending", "waits", "state", "reason", "rev", "kind", "client"), 1)
-    docs = list(store.tasks.find({"_id": {"$in": list(ids)}, "unchecked": True}, fields))
+    fields = ("pending", "waits", "state", "reason", "rev", "kind", "client")
+    docs = list(store.tasks.find({"_id": {"$in": list(ids)}, "unchecked": True}, fields, hint="unchecked"))
+    if not docs:
+        return 0
     parents = list({parent for doc in docs for parent in doc.get("pending", ())})
     for part in chunks(parents):  # announce first, read after: see the head of this module
-        store.tasks.update_many({"_id": {"$in": list(part)}, "awaited": {"$ne": True}}, {"$set": {"awaited": True}})
+        query = {"_id": {"$in": list(part)}, "awaited": {"$ne": True}}
+        store.tasks.update_many(query, {"$set": {"awaited": True}}, hint=BY_ID)
     states: dict[str, State] = {}
     for part in chunks(parents):
         for doc in store.tasks.find({"_id": {"$in": list(part)}}, {"state": 1}):
             states[doc["_id"]] = State(doc["state"])
     groups: dict[_Case, list[Document]] = defaultdict(list)
     for doc in docs:
-        if doc["state"] == State.WAITING or (doc["state"] == State.FAILED and doc.get("reason") == "upstream"):
-            failed = doc["state"] == State.FAILED
-            verdict, blame = lifecycle.settle(doc.get("pending", ()), doc["waits"], states, failed)
-        else:  # it has moved on: nothing to check any more
-            verdict, blame = Verdict.WAIT, None
-        if verdict is not Verdict.MISSING:
-            blame = None
-        case = _Case(doc["rev"], State(doc["state"]), doc["waits"], doc["kind"] == Kind.JOIN, verdict, blame)
-        groups[case].append(doc)
+        groups[_judge(doc, states)].append(doc)
+    now = datetime.now(UTC)
+    updates = []
+    ready = False
+    ended: list[Document] = []
     for case, group in groups.items():
-        gone = {p for doc in group for p in doc.get("pending", ()) if states.get(p) in ENDED}
-        if case.waits == "done":
-            gone = {p for p in gone if states[p] is State.DONE}
         query = {"rev": case.rev, "state": case.state.value, "unchecked": True}
-        update = _correction(case, sorted(gone), datetime.now(UTC))
-        store.tasks.update_many({"_id": {"$in": [doc["_id"] for doc in group]}, **query}, update)
-        if case.verdict is Verdict.READY and not case.join:
-            events.hint(store, events.READY)
-        elif case.verdict in (Verdict.UPSTREAM, Verdict.MISSING) and case.state is State.WAITING:
-            events.tell_ended(store, [(doc.get("client"), doc["_id"]) for doc in group])
+        names = {"_id": {"$in": [doc["_id"] for doc in group]}}
+        updates.append(UpdateMany({**names, **query}, _correction(case, now), hint=BY_ID))
+        ready |= case.verdict is Verdict.READY and not case.join
+        if case.verdict in (Verdict.UPSTREAM, Verdict.MISSING) and case.state is State.WAITING:
+            ended += group
+    store.tasks.bulk_write(updates, ordered=False)
+    if ready:
+        events.hint(store, events.READY)
+    events.tell_ended(store, [(doc.get("client"), doc["_id"]) for doc in ended])
     return len(docs)
 
 
@@ -155,14 +165,29 @@ class _Case(NamedTuple):
 
     rev: int
     state: State
-    waits: str
     join: bool
     verdict: Verdict
     blame: str | None
+    gone: frozenset[str]
+    """Parents that need not be waited for any more, while others are."""
 
 
-def _correction(case: _Case, gone: Sequence[str], now: datetime) -> list[Document]:
-    """Return the update that makes checked tasks what the verdict says; `gone` leave their `pending`."""
+def _judge(doc: Document, parents: Mapping[str, State]) -> _Case:
+    """Decide what a task marked `unchecked` becomes, given the states of its parents."""
+    state, waits, pending = State(doc["state"]), doc["waits"], doc.get("pending", ())
+    verdict, blame = Verdict.WAIT, None  # if it has moved on, there is nothing to check any more
+    if state is State.WAITING or (state is State.FAILED and doc.get("reason") == "upstream"):
+        verdict, blame = lifecycle.settle(pending, waits, parents, state is State.FAILED)
+    gone: frozenset[str] = frozenset()
+    if verdict is Verdict.WAIT and state is State.WAITING:
+        enough = ENDED if waits == "end" else {State.DONE}
+        gone = frozenset(parent for parent in pending if parents[parent] in enough)
+    named = blame if verdict is Verdict.MISSING else None
+    return _Case(doc["rev"], state, doc["kind"] == Kind.JOIN, verdict, named, gone)
+
+
+def _correction(case: _Case, now: datetime) -> list[Document]:
+    """Return the update that makes checked tasks what the verdict says."""
     verdict, state = case.verdict, case.state
     clear: Document = {"$unset": ["unchecked"]}
     fields: Document = {"rev": NEXT_REV}
@@ -179,8 +204,8 @@ def _correction(case: _Case, gone: Sequence[str], now: datetime) -> list[Documen
     if verdict is Verdict.WAIT and state is State.FAILED:  # no parent is to blame any more
         fields |= {"state": State.WAITING.value, "unchecked": True, "revive": IF_AWAITED}
         return [{"$set": fields}, {"$unset": ["reason", "ended", "unreleased"]}]
-    if verdict is Verdict.WAIT and state is State.WAITING and gone:
-        fields["pending"] = {"$setDifference": ["$pending", list(gone)]}
+    if case.gone:
+        fields["pending"] = {"$setDifference": ["$pending", list(case.gone)]}
     return [{"$set": fields}, clear]
 
 
@@ -204,24 +229,36 @@ def release(store: Store, ids: Sequence[str] | None = None) -> int:
         ids: only these tasks (and what they set free); None: all that are marked.
     """
     released = 0
-    query: Document = {"unreleased": True}
-    if ids is not None:
-        query["_id"] = {"$in": list(ids)}
-    while True:
-        found = list(store.tasks.find(query, {"state": 1, "rev": 1}, limit=SWEEP, hint="unreleased"))
-        if not found:
-            return released
-        freed: list[str] = []
-        for state in ENDED:
-            parents = [doc["_id"] for doc in found if doc["state"] == state]
-            for part in chunks(parents, PARENTS):
-                freed += _release_from(store, part, state)
-        _clear(store, "unreleased", found)
-        released += len(found)
-        if ids is not None:
-            if not freed:
-                return released
-            query["_id"] = {"$in": freed[:SWEEP]}  # anything beyond is found by its marker in the next sweep
+    if ids is None:
+        while found := _marked(store, "unreleased"):
+            _release_all(store, found)
+            released += len(found)
+        return released
+    while ids:
+        below: list[str] = []
+        for part in chunks(ids, SWEEP):
+            found = _marked(store, "unreleased", part)
+            below += _release_all(store, found)
+            released += len(found)
+        ids = below
+    return released
+
+
+def _marked(store: Store, marker: str, ids: Sequence[str] | None = None) -> list[Document]:
+    """Return the tasks that carry a marker: those of `ids`, or any, `SWEEP` at most."""
+    query: Document = {marker: True} if ids is None else {marker: True, "_id": {"$in": list(ids)}}
+    return list(store.tasks.find(query, ["state", "rev"], limit=SWEEP, hint=marker))
+
+
+def _release_all(store: Store, found: Sequence[Document]) -> list[str]:
+    """Tell the dependants of ended tasks and clear their markers; return what may have ended by it."""
+    below: list[str] = []
+    for state in ENDED:
+        parents = [doc["_id"] for doc in found if doc["state"] == state]
+        for part in chunks(parents, PARENTS):
+            below += _release_from(store, part, state)
+    _clear(store, "unreleased", found)
+    return below
 
 
 def _clear(store: Store, marker: str, found: Iterable[Document]) -> None:
@@ -230,7 +267,7 @@ def _clear(store: Store, marker: str, found: Iterable[Document]) -> None:
     for doc in found:
         by_rev[doc["rev"]].append(doc["_id"])
     for rev, ids in by_rev.items():
-        store.tasks.update_many({"_id": {"$in": ids}, "rev": rev, marker: True}, {"$unset": {marker: ""}})
+        store.tasks.update_many({"_id": {"$in": ids}, "rev": rev, marker: True}, {"$unset": {marker: ""}}, hint=BY_ID)
 
 
 def _release_from(store: Store, parents: Sequence[str], state: State) -> list[str]:
@@ -255,10 +292,10 @@ def _release_from(store: Store, parents: Sequence[str], state: State) -> list[st
     ]
     moved = False
     while True:
-        kids = list(store.tasks.find(waiting, {"kind": 1}, limit=SWEEP))
+        kids = list(store.tasks.find(waiting, {"kind": 1}, limit=SWEEP, hint="pending"))
         for part in chunks(kids):
             ids = [kid["_id"] for kid in part]
-            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, update)
+            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, update, hint=BY_ID)
             moved = True
         ended += [kid["_id"] for kid in kids if kid["kind"] == Kind.JOIN]
         if len(kids) < SWEEP:
@@ -272,10 +309,10 @@ def _fail_dependants(store: Store, waiting: Document) -> list[str]:
     """Fail what waits, as data, for tasks that failed. The parent's id stays in `pending` for a retry."""
     ended = []
     while True:
-        kids = list(store.tasks.find(waiting, {"client": 1}, limit=SWEEP))
+        kids = list(store.tasks.find(waiting, {"client": 1}, limit=SWEEP, hint="pending"))
         for part in chunks(kids):
             ids = [kid["_id"] for kid in part]
-            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, _upstream(datetime.now(UTC)))
+            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, _upstream(datetime.now(UTC)), hint=BY_ID)
             events.tell_ended(store, [(kid.get("client"), kid["_id"]) for kid in part])
             ended += ids
         if len(kids) < SWEEP:
@@ -295,9 +332,13 @@ def retry(store: Store, ids: Sequence[str]) -> int:
     """
     count = 0
     pending = {"$gt": [{"$size": {"$ifNull": ["$pending", []]}}, 0]}
-    for part in chunks(list(ids)):
+    for part in chunks(ids):
         count += store.tasks.update_many(
-            {"_id": {"$in": list(part)}, "state": {"$in": [State.FAILED.value, State.CANCELLED.value]}},
+            {
+                "_id": {"$in": list(part)},
+                "kind": {"$ne": Kind.JOIN.value},
+                "state": {"$in": [State.FAILED.value, State.CANCELLED.value]},
+            },
             [
                 {
                     "$set": {
@@ -311,9 +352,11 @@ def retry(store: Store, ids: Sequence[str]) -> int:
                 },
                 {"$unset": ["official", "reason", "message", "ended", "unreleased", "cancel"]},
             ],
+            hint=BY_ID,
         ).modified_count
         revive(store, part)
         check(store, part)
+        release(store, part)
     events.hint(store, events.READY)
     return count
 
@@ -325,36 +368,41 @@ def revive(store: Store, ids: Sequence[str] | None = None) -> int:
     Each level carries the marker before the level above loses it, so a crash at any point is taken up by the
     next sweep.
     """
-    revived = 0
-    query: Document = {"revive": True}
-    if ids is not None:
-        query["_id"] = {"$in": list(ids)}
-    while True:
-        found = list(store.tasks.find(query, {"rev": 1}, limit=SWEEP, hint="revive"))
-        if not found:
-            return revived
-        level: list[str] = []
-        for part in chunks(found):
-            level += _revive_level(store, [doc["_id"] for doc in part])
-        _clear(store, "revive", found)
-        revived += len(level)
-        check(store, level)
-        if ids is not None:
-            query["_id"] = {"$in": level[:SWEEP]}
+    revived: list[str] = []
+    if ids is None:
+        while found := _marked(store, "revive"):
+            revived += _revive_all(store, found)
+    while ids:
+        below: list[str] = []
+        for part in chunks(ids, SWEEP):
+            below += _revive_all(store, _marked(store, "revive", part))
+        revived += below
+        ids = below
+    check(store, revived)
+    release(store, revived)  # what has failed again, because of another parent
+    return len(revived)
+
+
+def _revive_all(store: Store, found: Sequence[Document]) -> list[str]:
+    """Make the dependants of retried tasks wait again, and clear the markers; return what was revived."""
+    revived: list[str] = []
+    for part in chunks(found):
+        revived += _revive_level(store, [doc["_id"] for doc in part])
+    _clear(store, "revive", found)
+    return revived
 
 
 def _revive_level(store: Store, parents: Sequence[str]) -> list[str]:
-    fallen: dict[str, Any] = {
-        "pending": {"$in": list(parents)}, "state": State.FAILED.value, "reason": "upstream",
-    }  # fmt: skip
+    fallen: Document = {"pending": {"$in": list(parents)}, "state": State.FAILED.value, "reason": "upstream"}
     revived: list[str] = []
     while True:
-        ids = [doc["_id"] for doc in store.tasks.find(fallen, {"_id": 1}, limit=CHUNK)]
+        ids = [doc["_id"] for doc in store.tasks.find(fallen, ["_id"], limit=CHUNK, hint="pending")]
         if ids:
             fields = {"state": State.WAITING.value, "unchecked": True, "revive": IF_AWAITED, "rev": NEXT_REV}
             store.tasks.update_many(
                 {"_id": {"$in": ids}, **fallen},
                 [{"$set": fields}, {"$unset": ["reason", "ended", "unreleased", "official"]}],
+                hint=BY_ID,
             )
             revived += ids
         if len(ids) < CHUNK:

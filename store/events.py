@@ -2,6 +2,9 @@
 
 A hint saves waiting and nothing more. Whoever tails them also looks for itself at long intervals, so a lost
 hint costs time, never a result. One document per batch keeps the cost per task near nothing.
+
+Each hint bears the server's own time ``at``, which only grows: by it a tail knows where it stopped. An ObjectId
+would not do: it is made of its writer's clock and of random bytes, so that hints of others would be passed over.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from bson import ObjectId
+from bson.timestamp import Timestamp
 from pymongo import CursorType, WriteConcern
 from pymongo.collection import Collection
 from pymongo.errors import OperationFailure
@@ -28,6 +31,10 @@ CANCEL = "cancel"
 """Somebody wants leased tasks cancelled: the pools that hold them look."""
 
 _BATCH = 2000
+_NOW = Timestamp(0, 0)
+"""The server puts its time in the place of this one."""
+_OVERRUN = {43, 136, 237}
+"""Codes of a cursor that is gone, or whose place writers have overrun: hints were lost, which is allowed."""
 
 
 def _quick(store: Store) -> Collection[dict[str, Any]]:
@@ -37,7 +44,7 @@ def _quick(store: Store) -> Collection[dict[str, Any]]:
 @translating("hint at work")
 def hint(store: Store, kind: str) -> None:
     """Tell whoever tails that there is something to do."""
-    _quick(store).insert_one({"kind": kind})
+    _quick(store).insert_one({"kind": kind, "at": _NOW})
 
 
 @translating("tell clients of ended tasks")
@@ -55,7 +62,7 @@ def tell_ended(store: Store, ended: Iterable[tuple[str | None, str]], records: b
         ids = [name for _, name in group]
         for start in range(0, len(ids), _BATCH):
             field = "records" if records else "tasks"
-            documents.append({"kind": ENDED, "client": client, field: ids[start : start + _BATCH]})
+            documents.append({"kind": ENDED, "at": _NOW, "client": client, field: ids[start : start + _BATCH]})
     if documents:
         _quick(store).insert_many(documents, ordered=False)
 
@@ -67,7 +74,7 @@ class Tail:
         self._store = store
         self._query = query
         self._wait_ms = wait_ms
-        self._last: ObjectId | None = None
+        self._last: Timestamp | None = None
         self._cursor: Any = None
 
     @translating("follow the hints")
@@ -80,30 +87,30 @@ class Tail:
         if self._cursor is None or not self._cursor.alive:
             self._open()
         try:
-            event: dict[str, Any] | None = self._cursor.try_next() if hasattr(self._cursor, "try_next") else None
-            if event is None:
-                event = next(self._cursor, None)
+            event: dict[str, Any] | None = next(self._cursor, None)
         except OperationFailure as exc:
             self._cursor = None
-            if exc.code in (136, 237, 43):  # overrun by writers or cursor gone: hints were lost, which is allowed
+            if exc.code in _OVERRUN:
                 return {"kind": READY}
             raise
         except BaseException:
             self._cursor = None
             raise
         if event is not None:
-            self._last = event["_id"]
+            self._last = event["at"]
         return event
 
     def _open(self) -> None:
         events = _quick(self._store)
-        if self._last is None:
-            newest = events.find_one(sort=[("$natural", -1)], projection=["_id"])
+        newest = None
+        while newest is None:
+            newest = events.find_one(sort=[("$natural", -1)], projection=["at"])
             if newest is None:  # a tailable cursor on an empty collection dies at once
-                newest = {"_id": events.insert_one({"kind": "open"}).inserted_id}
-            self._last = newest["_id"]
+                events.insert_one({"kind": "open", "at": _NOW})
+        if self._last is None:
+            self._last = newest["at"]
         self._cursor = events.find(
-            {**self._query, "_id": {"$gt": self._last}}, cursor_type=CursorType.TAILABLE_AWAIT
+            {**self._query, "at": {"$gt": self._last}}, cursor_type=CursorType.TAILABLE_AWAIT
         ).max_await_time_ms(self._wait_ms)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ def violations(store: Store, limit: int = 100) -> list[str]:
     Cost: one pass over tasks and records; memory for the ids of one chunk.
     """
     found: list[str] = []
-    for check in (_states, _one_success, _sources):
+    for check in (_states, _successes, _sources):
         suspects = {task for task, _ in check(store, None)}
         if suspects:
             found += sorted(f"task {task}: {text}" for task, text in check(store, suspects))
@@ -80,6 +80,8 @@ def _ended_rightly(doc: Document, outcomes: dict[str, str]) -> Iterable[str]:
             yield f"done at attempt {doc['attempt']}, but its official record is {official!r}"
         elif outcomes.get(official) not in set(GOOD):
             yield f"done, but its official record {official!r} says {outcomes.get(official)!r}"
+    elif state in ENDED and official_record(doc) not in {None, *outcomes}:
+        yield f"{state.value}, but its official record {official_record(doc)!r} does not exist"
     if ("lease" in doc) != (state is State.LEASED):
         yield f"{state.value}, and " + (f"leased under {doc['lease']!r}" if "lease" in doc else "without a lease")
 
@@ -99,23 +101,35 @@ def _waits_rightly(doc: Document, parents: dict[str, Document]) -> Iterable[str]
                 yield f"waits for {parent!r}, which is {there['state']}, and nobody will tell it"
     if state is State.READY and pending:
         yield f"ready, but pending {pending[:3]}"
-    if state is State.FAILED and doc.get("reason") == "upstream" and not blamable and not seen_to:
-        if not any(parents[p].get("revive") for p in pending):
-            yield "failed upstream, but no parent of it failed or was cancelled"
+    upstream = state is State.FAILED and doc.get("reason") == "upstream"
+    if upstream and not (blamable or seen_to or any(parents[p].get("revive") for p in pending)):
+        yield "failed upstream, but no parent of it failed or was cancelled"
 
 
-def _one_success(store: Store, only: set[str] | None) -> Iterable[Problem]:
-    """Check that no task has two records that succeeded."""
-    match: Document = {"outcome": {"$in": [o.value for o in GOOD]}}
+def _successes(store: Store, only: set[str] | None) -> Iterable[Problem]:
+    """Check that every record that succeeded is its task's official one, so that no task has two and none is lost."""
+    query: Document = {"outcome": {"$in": [o.value for o in GOOD]}}
     if only is not None:
-        match["task"] = {"$in": sorted(only)}
-    pipeline: list[Document] = [
-        {"$match": match},
-        {"$group": {"_id": "$task", "n": {"$sum": 1}}},
-        {"$match": {"n": {"$gt": 1}}},
-    ]
-    for group in store.provenance.aggregate(pipeline, allowDiskUse=True):
-        yield group["_id"], f"{group['n']} records succeeded"
+        query["task"] = {"$in": sorted(only)}
+    batch: list[Document] = []
+    for record in store.provenance.find(query, ["task", "attempt"], batch_size=1000):
+        batch.append(record)
+        if len(batch) == 1000:
+            yield from _successes_of(store, batch)
+            batch = []
+    yield from _successes_of(store, batch)
+
+
+def _successes_of(store: Store, records: list[Document]) -> Iterable[Problem]:
+    ids = [record["task"] for record in records]
+    tasks = {doc["_id"]: doc for doc in store.tasks.find({"_id": {"$in": ids}}, ["state", "attempt", "official"])}
+    for record in records:
+        doc = tasks.get(record["task"])
+        if doc is None:
+            continue  # deleted: its records are another matter
+        about_to_end = doc["state"] == State.LEASED and doc["attempt"] == record["attempt"]
+        if official_record(doc) != record["_id"] and not about_to_end:
+            yield doc["_id"], f"{doc['state']}, but its record {record['_id']} succeeded and is not the official one"
 
 
 def _sources(store: Store, only: set[str] | None) -> Iterable[Problem]:

@@ -153,7 +153,8 @@ def dead_tokens(store: Store) -> list[str]:
 def reap(store: Store, token: str, lost_record: Callable[[Document], RawBSONDocument]) -> int:
     """End every attempt leased under a dead pool's token as `lost`, or as its record says; return how many.
 
-    `lost_record` is given the task's document without its inputs. The `lost` record goes in first; where the pool's own record is there already, its outcome is applied.
+    The `lost` record goes in first; where the pool's own record is there already, its outcome is applied.
+    `lost_record` makes it of the task's document, without the inputs.
     Filters on token and attempt, so that any number of reapers may do this at once, again and again.
     """
     count = 0

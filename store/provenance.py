@@ -62,7 +62,7 @@ def insert(store: Store, records: Sequence[RawBSONDocument]) -> dict[str, Outcom
             for doc in store.provenance.find({"_id": {"$in": list(part)}}, {"outcome": 1}):
                 there[doc["_id"]] = Outcome(doc["outcome"])
         if len(there) < len(ids):  # somebody's insert that may yet be rolled back: nothing is decided
-            raise StoreUnavailable(f"cannot read {len(ids) - len(there)} records that are being written; repeat") from exc
+            raise StoreUnavailable("cannot read records that somebody is writing now: repeat it") from exc
     return there
 
 

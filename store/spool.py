@@ -7,18 +7,23 @@ its agent if the pool died meanwhile.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import bson
+from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from pilot.states import Outcome
 from pilot.store import dependants, provenance, tasks
 from pilot.store.mongo import Store
 from pilot.store.tasks import End
+
+log = logging.getLogger(__name__)
 
 
 class Spool:
@@ -38,18 +43,29 @@ class Spool:
         self._count += 1
         path = self.folder / f"{self._count:08d}.bson"
         partial = path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            for record in records:
-                file.write(record.raw)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        descriptor = os.open(self.folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            with partial.open("wb") as file:
+                for record in records:
+                    file.write(record.raw)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()  # half a batch is of no use, and takes what little room there is
+            raise
+        _sync(self.folder)
+        if self._count == 1:
+            _sync(self.folder.parent)
         return path
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def ends_of(records: Sequence[RawBSONDocument]) -> list[End]:
@@ -60,31 +76,41 @@ def ends_of(records: Sequence[RawBSONDocument]) -> list[End]:
 def replay(store: Store, root: Path, token: str) -> int:
     """Commit what the spool of `token` holds, oldest first, and delete it; return how many records.
 
-    Repeatable: a file is deleted only after its records and what follows from them are durable.
+    Repeatable, by any number of agents at once: a file is deleted only after its records and what follows from
+    them are durable. A file that cannot be read is set aside as ``.damaged``; its attempts end as `lost`.
 
     Raises:
         StoreUnavailable: the rest stays where it is.
+        OSError: the folder cannot be read.
     """
     count = 0
     folder = root / token
     for path in sorted(folder.glob("*.bson")):
-        records = list(_read(path))
-        ends = provenance.settle(store, records, ends_of(records))
+        try:
+            records = _read(path)
+            ends = ends_of(records)
+        except FileNotFoundError:  # another agent was quicker
+            continue
+        except (BSONError, KeyError, ValueError) as exc:
+            log.error("cannot replay %s, it is set aside: %s", path, exc)
+            path.rename(path.with_suffix(".damaged"))
+            continue
+        ends = provenance.settle(store, records, ends)
         tasks.finish(store, ends, datetime.now(UTC))
         dependants.release(store, [end.task for end in ends])
-        path.unlink()
+        path.unlink(missing_ok=True)
         count += len(records)
-    if folder.is_dir():
-        for partial in folder.glob("*.partial"):
-            partial.unlink()
+    for partial in folder.glob("*.partial"):
+        partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it is not there, or holds something damaged
         folder.rmdir()
     return count
 
 
-def _read(path: Path) -> Iterator[RawBSONDocument]:
+def _read(path: Path) -> list[RawBSONDocument]:
     options: bson.CodecOptions[RawBSONDocument] = bson.CodecOptions(document_class=RawBSONDocument)
     with path.open("rb") as file:
-        yield from bson.decode_file_iter(file, options)
+        return list(bson.decode_file_iter(file, options))
 
 
 def waiting(root: Path) -> dict[str, int]:

@@ -81,6 +81,8 @@ def document(spec: TaskSpec, inputs: object, *, client: str, seq: int, now: date
     }
     if spec.tags:
         doc["tags"] = list(spec.tags)
+    if spec.folder:
+        doc["folder"] = spec.folder
     if spec.fresh:
         doc["fresh"] = True
     if pending:

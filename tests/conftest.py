@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pilot.errors import ServerNotFound
-from pilot.store import mongod
+from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 
@@ -53,12 +53,27 @@ def mongod_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         server.stop()
 
 
+PROJECT = "project-of-the-tests"
+
+ANY_DOCUMENTS = "any_documents"
+"""Mark of tests whose documents are not tasks and records, or that leave something wrong on purpose."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark known."""
+    config.addinivalue_line("markers", f"{ANY_DOCUMENTS}: the store need not satisfy the invariants at the end")
+
+
 @pytest.fixture
-def store(mongod_uri: str) -> Iterator[Store]:
-    """Open a store on a database of its own, empty, dropped afterwards."""
+def store(mongod_uri: str, request: pytest.FixtureRequest) -> Iterator[Store]:
+    """Open a store on a database of its own with our schema; check the invariants, and drop it afterwards."""
     name = f"test_{secrets.token_hex(6)}"
     with Store(mongod_uri, name) as opened:
         try:
+            schema.create(opened, PROJECT)
             yield opened
+            if request.node.get_closest_marker(ANY_DOCUMENTS) is None:
+                wrong = invariants.violations(opened)
+                assert wrong == []
         finally:
             opened.database.client.drop_database(name)

@@ -57,7 +57,9 @@ class Game:
         self.folder = folder
         self.options = options
         settings = slots.Settings(silence_s=options.get("silence_s", 60.0), ping_s=options.get("ping_s", 5.0))
-        self.slots = slots.Slots(self.world.transport(), self.world.library, code, settings)
+        self.slots = slots.Slots(
+            self.world.transport(options.get("doorbell", True)), self.world.library, code, settings
+        )
         self.outcomes: dict[str, list[str]] = {}
         self.returned: list[str] = []
         self.events: list[Any] = []
@@ -340,7 +342,7 @@ def storm(expected: int, folder: Path, options: dict[str, Any]) -> int:
     from pilot.executors.pool.messages import Failing
 
     here = world.start(expected)
-    transport = here.transport()
+    transport = here.transport(options.get("doorbell", True))
     peers = range(1, here.size) if here.rank == 0 else range(1)
     count, size = options.get("count", 60), options.get("size", 1_000_000)
     got: dict[int, list[str]] = {peer: [] for peer in peers}
@@ -423,7 +425,7 @@ def slot(rank: int, expected: int, folder: Path, options: dict[str, Any]) -> Non
     child.start()
     from pilot.executors.pool import worker, world
 
-    settings = worker.Settings(**options.get("worker", {}))
+    settings = worker.Settings(doorbell=options.get("doorbell", True), **options.get("worker", {}))
     world.guarded(lambda: worker.run(child, expected, host, settings))
 
 

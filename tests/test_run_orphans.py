@@ -63,7 +63,7 @@ def test_death_of_the_rank_leaves_nothing(tmp_path: Path, kind: str) -> None:
         kill_orphans("PILOT_POOL", token, 0.0)
 
 
-def test_kill_orphans_spares_others_and_is_stubborn(tmp_path: Path) -> None:
+def test_kill_orphans_spares_others_and_is_stubborn() -> None:
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up', flush=True); time.sleep(300)"
 
     def start(value: str) -> subprocess.Popen[bytes]:
@@ -74,12 +74,16 @@ def test_kill_orphans_spares_others_and_is_stubborn(tmp_path: Path) -> None:
         assert process.stdout.readline() == b"up\n"
         return process
 
-    mine, other = start("token"), start("token-of-another")
+    token = f"token-{os.getpid()}"
+    mine, other = start(token), start(f"{token}-of-another")
     with mine, other:
-        assert kill_orphans("PILOT_TEST", "token", 0.2) == 1
-        assert mine.wait(5) == -signal.SIGKILL
-        assert other.poll() is None
-        other.kill()
+        try:
+            assert kill_orphans("PILOT_TEST", token, 0.2) == 1
+            assert mine.wait(5) == -signal.SIGKILL
+            assert other.poll() is None
+        finally:
+            mine.kill()
+            other.kill()
 
 
 # -- environment --------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from pilot.errors import (
 )
 from pilot.store.mongo import Store, connect, duplicates, redact, translated, translating
 
+pytestmark = pytest.mark.any_documents
+
 COUNTERPARTS: dict[str, type[PilotError]] = {
     "pymongo.errors.AutoReconnect": StoreUnavailable,
     "pymongo.errors.BulkWriteError": StoreRejected,

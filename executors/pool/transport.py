@@ -29,9 +29,13 @@ class Transport:
     Every rank makes one at the same time. All calls but `wake` come from the thread that initialised MPI.
     Progress is made inside `receive`, `flush` and `progress`, so a process with `sending` or `arriving` above
     zero should call one of them soon. To sleep, watch `fileno` and call `silence` before the next `receive`.
+
+    Args:
+        comm: the communicator.
+        doorbell: whether ranks of one host wake each other; without it everyone must look for messages often.
     """
 
-    def __init__(self, comm: MPI.Intracomm) -> None:
+    def __init__(self, comm: MPI.Intracomm, doorbell: bool = True) -> None:
         self.rank: int = comm.Get_rank()
         self.size: int = comm.Get_size()
         self._comm = comm
@@ -40,15 +44,15 @@ class Transport:
         self._out: list[tuple[int, MPI.Request, bytes]] = []
         self._in: deque[tuple[int, MPI.Request, bytearray, int]] = deque()
         self._bell = Bell()
-        self._near = self._meet()
+        self._near = self._meet(neighbourhood() if doorbell else f"rank {self.rank}")
 
-    def _meet(self) -> dict[int, bytes]:
-        """Exchange the names of bells; return those of the peers on this host, by rank."""
-        mine = (neighbourhood(), self._bell.name)
+    def _meet(self, place: str) -> dict[int, bytes]:
+        """Exchange the names of bells; return those of the peers in the same place, by rank."""
+        mine = (place, self._bell.name)
         everyone = self._comm.gather(mine)
         first = self._comm.bcast(mine)
         peers = enumerate(everyone[1:], 1) if everyone else [(0, first)]
-        return {rank: name for rank, (place, name) in peers if place == mine[0]}
+        return {rank: name for rank, (where, name) in peers if where == place}
 
     @property
     def all_near(self) -> bool:

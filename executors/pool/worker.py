@@ -48,10 +48,12 @@ _PAUSE_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Times of a slot, in seconds."""
+    """What may differ from pool to pool."""
 
     silence_s: float = 120.0
     """Rank 0 is taken for dead when it has said nothing for so long; it pings every few seconds."""
+    doorbell: bool = True
+    """See `Transport`; rank 0 must use the same."""
 
 
 class Alone(PoolError):
@@ -86,7 +88,7 @@ def run(child: Child, expected_ranks: int, host: str, settings: Settings = Setti
         child: already started: nothing may be forked between MPI's start and end but what it must replace.
         expected_ranks: size of the program that the launcher was asked for.
         host: name of this node, or the name under which it pretends to be one.
-        settings: times.
+        settings: what may differ from pool to pool.
 
     Raises:
         WorldSizeMismatch: see `world.start`.
@@ -110,7 +112,7 @@ class Slot:
 
     def __init__(self, world: World, child: Child, host: str, flags: Flags, settings: Settings) -> None:
         self._world = world
-        self._transport: Transport = world.transport()
+        self._transport: Transport = world.transport(settings.doorbell)
         self._child = child
         self._host = host
         self._flags = flags

@@ -54,9 +54,9 @@ class World:
     standard: tuple[int, int]
     """Version of the MPI standard."""
 
-    def transport(self) -> Transport:
-        """Return the message transport of this rank; make one only."""
-        return Transport(self.comm)
+    def transport(self, doorbell: bool = True) -> Transport:
+        """Return the message transport of this rank; make one only, on all ranks at the same time."""
+        return Transport(self.comm, doorbell)
 
     def finish(self) -> None:
         """Leave MPI in order; every rank must come here, with no message unmatched.

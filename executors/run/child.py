@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import sys
 import time
 from typing import NamedTuple
 
@@ -98,11 +99,24 @@ class _Runner:
         self._commands = Commands(self._exchange, guard.environment, place.project, place.scratch, parent)
         self._meter = Meter()
         self._pid = os.getpid()
+        self._folder = ""
+
+    def _enter_folder(self, folder: str) -> bool:
+        """Put the submitter's folder last on the path; no if another one is there: equal names may differ in it."""
+        if self._folder and folder:
+            return False
+        if folder:
+            self._folder = folder
+            if folder not in sys.path:
+                sys.path.append(folder)
+        return True
 
     def run(self, work: Work) -> tuple[Kind, bytes]:
         """Run one attempt; return what to answer. Whatever user code does, short of ending the process, ends here."""
         if work.kind is TaskKind.FUNCTION and work.function not in self.functions:
             return Kind.RETURNED, b""
+        if work.folder != self._folder and not self._enter_folder(work.folder):
+            return Kind.STALE, b""
         started = time.time()
         self._meter.start()
         outputs: tuple[tuple[str, Blob], ...] = ()

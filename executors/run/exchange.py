@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from pilot.errors import ObjectCorrupt, ObjectMissing
+from pilot.errors import DecodingError, ObjectCorrupt, ObjectMissing
 from pilot.model import INLINE_VALUE_BYTES, Blob, Work
 from pilot.values import Encoded, decode, digest
 
@@ -69,9 +69,14 @@ class Exchange:
 
         def resolve(task: str, output: str | None) -> Any:
             blob = work.linked.get((task, output))
-            if blob is None:
+            if blob is not None:
+                return decode(self.fetch(blob))
+            if output is not None and (task, None) in work.linked:
+                return _item(decode(self.fetch(work.linked[task, None])), output, task)
+            every = {name: decode(self.fetch(blob)) for (of, name), blob in work.linked.items() if of == task}
+            if output is not None or not every:
                 raise ObjectMissing(f"output {output!r} of task {task} did not come with task {work.task}")
-            return decode(self.fetch(blob))
+            return every
 
         return [(name, decode(self.fetch(blob), resolve)) for name, blob in work.inputs if only is None or name in only]
 
@@ -84,3 +89,11 @@ class Exchange:
         if encoded.size > INLINE_VALUE_BYTES:
             return Blob(self._objects.put(encoded), encoded.size, None)
         return Blob(encoded.hash, encoded.size, encoded.data)
+
+
+def _item(value: Any, name: str, task: str) -> Any:
+    """Return the item of a function's result that ``future[name]`` stands for."""
+    try:
+        return value[name]
+    except (KeyError, TypeError, IndexError) as exc:
+        raise DecodingError(f"the result of task {task} has no item {name!r}: it is {type(value).__name__!r}") from exc

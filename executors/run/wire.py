@@ -22,7 +22,7 @@ def pack_work(work: Work) -> bytes:
     linked = [(link, tuple(blob)) for link, blob in work.linked.items()]
     plain = (
         work.task, work.attempt, work.kind.value, work.name, work.function, work.command, inputs, linked,
-        work.memory_bytes, work.cores,
+        work.memory_bytes, work.cores, work.folder,
     )  # fmt: skip
     return pickle.dumps(plain, 5)
 
@@ -32,11 +32,11 @@ def unpack_work(frame: bytes) -> Work:
     plain: Any = pickle.loads(frame)
     if type(plain) is Work:
         return plain
-    task, attempt, kind, name, function, command, inputs, linked, memory_bytes, cores = plain
+    task, attempt, kind, name, function, command, inputs, linked, memory_bytes, cores, folder = plain
     return Work(
         task, attempt, _KINDS[kind], name, function, command,
         tuple([(name, Blob(*blob)) for name, blob in inputs]), {link: Blob(*blob) for link, blob in linked},
-        memory_bytes, cores,
+        memory_bytes, cores, folder,
     )  # fmt: skip
 
 

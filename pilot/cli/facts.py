@@ -1,0 +1,153 @@
+"""Reads from the store what `pilot.explain` concludes from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from pilot.explain import NAMED, Attempt, Facts, Other, Pilot
+from pilot.model import record_id
+from pilot.states import ENDED, Kind, State
+from pilot.store import pilots, provenance, tasks
+from pilot.store.mongo import Store, translating
+
+Document = dict[str, Any]
+
+DEPTH = 200
+"""How far up a chain of parents is followed."""
+
+_FIELDS = (
+    "name", "state", "kind", "reason", "message", "class", "priority", "lease", "leased", "attempt", "tried", "lost",
+    "retries", "pending", "submitted", "ended", "cancel",
+)  # fmt: skip
+
+
+def collect(store: Store, task: str, now: datetime, root: bool = True) -> Facts:
+    """Read what there is to know of a task's progress.
+
+    Args:
+        store: the database.
+        task: its full id.
+        now: the present time (UTC).
+        root: follow the chain of parents too.
+    """
+    doc = tasks.get(store, [task], _FIELDS)[task]
+    state = State(doc["state"])
+    since = doc.get("ended") if state in ENDED else doc.get("leased") if state is State.LEASED else doc["submitted"]
+    others: dict[str, Document] = {}
+    if state is State.WAITING or doc.get("reason") == "upstream":
+        others = _parents(store, doc, state is State.FAILED)
+    named = sorted(others.values(), key=lambda other: _URGENCY.index(State(other["state"])))[:NAMED]
+    before, beside = _queue(store, doc) if state is State.READY else (0, 0)
+    pool = None
+    if state is State.LEASED:
+        with translating("look for a pool", store.where):
+            pool = store.pools.find_one({"_id": doc.get("lease")})
+    end = _end_of_chain(store, doc) if root and others else None
+    return Facts(
+        doc, max(0.0, (now - (since or doc["submitted"])).total_seconds()), up(store, now),
+        Counter(State(other["state"]) for other in others.values()),
+        [Other(o["_id"], o["name"], State(o["state"]), o.get("reason", "")) for o in named],
+        collect(store, end, now, root=False) if end else None, before, beside, pool, _attempts(store, doc, now),
+    )  # fmt: skip
+
+
+def up(store: Store, now: datetime) -> list[Pilot]:
+    """Return the pilots that are up, as the store says."""
+    pools: dict[str, list[Document]] = {}
+    for pool in pilots.pools(store):
+        pools.setdefault(pool["pilot"], []).append(pool)
+    found = []
+    for doc in pilots.listing(store, live_only=True):
+        mine = pools.get(doc["_id"], [])
+        left_s = None if doc.get("end_at") is None else (doc["end_at"] - now).total_seconds()
+        found.append(
+            Pilot(
+                doc["_id"], doc.get("host", "?"), sum(p.get("slots", 0) for p in mine), doc.get("slot_cores", 1),
+                sum(p.get("busy", 0) for p in mine),
+                max(0.0, (now - (doc.get("seen") or doc["started"])).total_seconds()), left_s,
+                bool(doc.get("drain")) or doc["state"] == "draining",
+            )
+        )  # fmt: skip
+    return found
+
+
+@translating("count ready tasks")
+def ready(store: Store) -> dict[str, int]:
+    """Return how many tasks are ready, by resource class (index `ready`)."""
+    classes = tasks.ready_classes(store)
+    query = {"state": State.READY.value}
+    return {name: store.tasks.count_documents({**query, "class": name}, hint="ready") for name in classes}
+
+
+_URGENCY = (State.FAILED, State.CANCELLED, State.READY, State.WAITING, State.LEASED, State.DONE)
+"""Which of many parents is worth naming first: the one that keeps the others."""
+
+
+def _parents(store: Store, doc: Document, failed: bool) -> dict[str, Document]:
+    """Return what a task waits for, by id; join documents are replaced by what they stand for.
+
+    Args:
+        store: the database.
+        doc: the task's document.
+        failed: only those that did not succeed.
+    """
+    found: dict[str, Document] = {}
+    wanted: Iterable[str] = doc.get("pending", ())
+    while wanted:
+        got = tasks.get(store, wanted, ["name", "state", "kind", "reason", "pending"])
+        joins = [other for other in got.values() if other["kind"] == Kind.JOIN]
+        found |= {name: other for name, other in got.items() if other["kind"] != Kind.JOIN}
+        wanted = [parent for join in joins for parent in join.get("pending", ())]
+    if failed:
+        return {n: o for n, o in found.items() if o["state"] in (State.FAILED, State.CANCELLED)} or found
+    return found
+
+
+def _end_of_chain(store: Store, doc: Document) -> str | None:
+    """Follow the chain of parents to the task that keeps all others; None if there is no such task."""
+    seen = {doc["_id"]}
+    for _ in range(DEPTH):
+        failed = doc["state"] == State.FAILED
+        others = [o for o in _parents(store, doc, failed).values() if o["_id"] not in seen]
+        if not failed:
+            others = [other for other in others if other["state"] not in ENDED]
+        if not others:
+            break
+        doc = min(others, key=lambda other: _URGENCY.index(State(other["state"])))
+        seen.add(doc["_id"])
+        if doc["state"] != State.WAITING and doc.get("reason") != "upstream":
+            break
+    return doc["_id"] if len(seen) > 1 else None
+
+
+@translating("count what is ahead in the queue")
+def _queue(store: Store, doc: Document) -> tuple[int, int]:
+    """Count ready tasks of higher and of the same priority, over all classes (index `ready`)."""
+    before = beside = 0
+    for name in tasks.ready_classes(store):
+        query = {"state": State.READY.value, "class": name}
+        before += store.tasks.count_documents({**query, "priority": {"$lt": doc["priority"]}}, hint="ready")
+        beside += store.tasks.count_documents({**query, "priority": doc["priority"]}, hint="ready")
+    return before, max(0, beside - 1)
+
+
+def _attempts(store: Store, doc: Document, now: datetime) -> list[Attempt]:
+    wanted = [record_id(doc["_id"], number + 1) for number in range(doc.get("attempt", 0))]
+    fields = ["attempt", "outcome", "host", "exception", "exit_code", "time"]
+    found = []
+    for record in provenance.get(store, wanted, fields).values():
+        cause = record.get("exception") or {}
+        error = ": ".join(str(cause[key]) for key in ("type", "message") if cause.get(key))
+        if not error and record.get("exit_code"):
+            error = f"exit code {record['exit_code']}"
+        finished = record.get("time", {}).get("finished")
+        ago_s = None if finished is None else max(0.0, (now - finished).total_seconds())
+        host = record.get("host") or cause.get("host", "")
+        text = " ".join(error.split())
+        found.append(
+            Attempt(record["attempt"], record["outcome"], ago_s, host, text if len(text) <= 200 else text[:199] + "…")
+        )
+    return sorted(found, key=lambda attempt: attempt.number)
