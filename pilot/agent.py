@@ -283,7 +283,7 @@ class Agent:
 
     def _lost_record(self, task: dict[str, Any]) -> Any:
         doc = records.lost_record(task, task["lease"], "its pool died", datetime.now(UTC))
-        return provenance.encode(records.sign(doc, self._signer), records.minimal)
+        return provenance.encode(records.sign(doc, self._signer), records.minimal)[0]
 
     # -- pools ------------------------------------------------------------------------------------
 

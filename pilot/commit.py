@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pilot import records, signing
-from pilot.errors import ObjectStoreFull, StoreError, StoreFull, StoreUnavailable
+from pilot.errors import StoreError, StoreFull, StoreUnavailable
 from pilot.model import Result
 from pilot.prepare import Held
-from pilot.states import GOOD
+from pilot.states import GOOD, Outcome
 from pilot.store import dependants, provenance, tasks
 from pilot.store.mongo import Store
 from pilot.store.provenance import RawRecord
@@ -150,20 +150,21 @@ class Committer:
     def _encode(self, batch: Sequence[Ended]) -> tuple[list[RawRecord], list[End]]:
         raws = []
         ends = []
+        token = self._place.token
         for task, held, result in batch:
-            outcome = result.outcome
             try:
                 sources = held.sources if held else {}
                 doc = records.record(task, held.inputs if held else (), sources, result, self._place, self._put)
-            except ObjectStoreFull as exc:
-                doc = records.record(task, (), {}, result._replace(outputs=()), self._place, self._put)
-                doc = records.minimal(doc, str(exc))
+            except Exception as exc:  # noqa: BLE001  one poison result must not block those beside it
+                bare = result._replace(outputs=(), log=None)
+                why = f"its record cannot be made: {type(exc).__name__}: {exc}"
+                doc = records.minimal(records.record(task, (), {}, bare, self._place, self._put), why)
+                result = bare._replace(outcome=Outcome.FAILED)
             records.sign(doc, self._signer, self._chain)
-            raw = provenance.encode(doc, self._minimal)
-            if raw["outcome"] != outcome:
-                outcome = type(outcome)(raw["outcome"])
+            raw, stored = provenance.encode(doc, self._minimal)
             raws.append(raw)
-            ends.append(End(task["_id"], result.attempt, self._place.token, outcome, task.get("client")))
+            outcome = result.outcome if stored is doc else Outcome.FAILED
+            ends.append(End(task["_id"], result.attempt, token, outcome, task.get("client")))
         return raws, ends
 
     def _minimal(self, doc: Document, why: str) -> Document:

@@ -120,9 +120,7 @@ class Coordinator:
     def _run_token(self, slots: Slots, token: str) -> bool:
         """Work under one token; return whether to go on under another."""
         pilots.open_pool(self._store, token, self._settings.pilot, self._pool_document(slots))
-        place = records.Place(
-            token, self._settings.pilot, self._environment, self._settings.site, os.environ.get("SLURM_JOB_ID")
-        )
+        place = records.Place(token, self._record_fields())
         spool = Spool(self._settings.spool, token)
         committer = Committer(self._store, self._signer, place, spool, self._objects.put, self._fail)
         leaser = Leaser(
@@ -141,6 +139,14 @@ class Coordinator:
         if not fenced:
             pilots.close_pool(self._store, token, PoolState.ENDED, "drained")
         return fenced and self.wish is Wish.WORK
+
+    def _record_fields(self) -> dict[str, str]:
+        """Return what all records of this pool say alike."""
+        fields = {
+            "pilot": self._settings.pilot, "environment": self._environment, "site": self._settings.site,
+        }  # fmt: skip
+        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID")
+        return {**fields, "job": job} if job else fields
 
     def _pool_document(self, slots: Slots) -> dict[str, Any]:
         return {

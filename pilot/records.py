@@ -6,7 +6,7 @@ Pure: the object repository is a function passed in, the clock is in the argumen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,7 +54,7 @@ def pack(items: list[Document], put: Put, inline: int) -> Any:
 
 def unpack(stored: Any, get: Get) -> list[Document]:
     """Return the list that `pack` stored; `get` reads an object."""
-    if isinstance(stored, Mapping):
+    if isinstance(stored, dict):
         items: list[Document] = values.decode(get(stored["object"]))
         return items
     return list(stored)
@@ -188,10 +188,8 @@ class Place:
     """What all records of one pool share."""
 
     token: str
-    pilot: str
-    environment: str | None
-    site: str
-    job: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    """``pilot``, ``environment``, ``site``, and the batch ``job`` if there is one."""
 
 
 @dataclass(slots=True)
@@ -253,26 +251,25 @@ def _head(task: Mapping[str, Any], attempt: int, outcome: Outcome, place: Place)
         "kind": task["kind"],
         "name": task["name"],
         "outcome": outcome.value,
-        "function": task.get("function"),
-        "command": task.get("command"),
         "resources": task["class"],
-        "environment": place.environment,
-        "pilot": place.pilot,
-        "site": place.site,
-        "job": place.job,
-        "time": {"submitted": task["submitted"], "leased": task.get("leased")},
         "task_signature": task["signature"],
+        "time": {"submitted": task["submitted"]},
+        "inputs": [],
+        "outputs": [],
+        **place.fields,
     }
-    if "tags" in task:
-        doc["tags"] = task["tags"]
-    return {key: value for key, value in doc.items() if value is not None} | {"inputs": [], "outputs": []}
+    for name in ("function", "command", "tags"):
+        value = task.get(name)
+        if value is not None:
+            doc[name] = value
+    if "leased" in task:
+        doc["time"]["leased"] = task["leased"]
+    return doc
 
 
 def lost_record(task: Mapping[str, Any], token: str, reason: str, now: datetime) -> Document:
     """Return the record of an attempt that went down with its pool, written by whoever found out."""
-    doc = _head(task, task["attempt"], Outcome.LOST, Place(token, "", None, ""))
-    for name in ("pilot", "site"):
-        doc.pop(name)
+    doc = _head(task, task["attempt"], Outcome.LOST, Place(token))
     doc["time"]["finished"] = now
     doc["exception"] = Failure("PoolLost", reason, "", -1, "")._asdict()
     return doc

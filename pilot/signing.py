@@ -192,6 +192,6 @@ def record_fields(record: Mapping[str, Any]) -> list[Any]:
 
 
 def _names_and_hashes(values: Any) -> list[Any]:
-    if isinstance(values, Mapping):  # the list itself is an object, and its hash covers it
+    if isinstance(values, dict):  # the list itself is an object, and its hash covers it
         return ["object", values["object"], values["count"]]
     return [(item["name"], item["hash"]) for item in values]

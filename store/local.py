@@ -23,7 +23,6 @@ from typing import Any
 from urllib.parse import quote
 
 from pymongo import MongoClient
-from pymongo.errors import OperationFailure
 
 from pilot.errors import ServerError, StoreDenied, StoreError, StoreUnavailable
 from pilot.store import mongod
@@ -31,8 +30,6 @@ from pilot.store.mongo import Document, connect, translating
 
 LOOPBACK = "127.0.0.1"
 _USER = "pilot"
-_NOT_YET_INITIALIZED = 94
-_STILL_LOADING = (_NOT_YET_INITIALIZED, 23, 109)  # … already initialized, configuration in progress: look again
 
 
 @dataclass(frozen=True)
@@ -216,14 +213,13 @@ class LocalServer:
             preferred = 0
 
     def _prepare(self, process: mongod.Process, deadline: float) -> str:
-        """Bring a running server to "primary, with our user", from wherever an earlier start got to."""
+        """Bring a running server to "with our user", from wherever an earlier start got to."""
         key = quote(self._secret("keyfile"), safe="")
         options = "authSource=local&authMechanism=SCRAM-SHA-256&directConnection=true"
         system = f"mongodb://__system:{key}@{LOOPBACK}:{process.port}/?{options}"
         while True:
             try:
                 with connect(system, 5.0) as client, translating("prepare it"):
-                    _await_primary(client, process.port, deadline)
                     self._make_user(client, process.port)
                     return str(client.server_info()["version"])
             except StoreError as exc:
@@ -327,36 +323,6 @@ class LocalServer:
 
     def _write(self, record: _Record) -> None:
         _write_private(self._directory / "server.json", json.dumps(asdict(record), indent=1) + "\n")
-
-
-def _await_primary(client: MongoClient[Document], port: int, deadline: float) -> None:
-    while not (hello := client.admin.command("hello"))["isWritablePrimary"]:
-        if "setName" not in hello:
-            _configure(client, f"{LOOPBACK}:{port}")
-        if time.monotonic() > deadline:
-            raise StoreUnavailable("its replica set has no primary yet; try again")
-        time.sleep(0.005)
-
-
-def _configure(client: MongoClient[Document], member: str) -> None:
-    """Make the server the one member of its replica set, or tell the set that its member's port is another now."""
-    try:
-        config = client.admin.command("replSetGetConfig")["config"]
-    except OperationFailure as exc:
-        if exc.code != _NOT_YET_INITIALIZED:
-            raise
-        config = None
-    try:
-        if config is None:
-            config = {"_id": mongod.REPLICA_SET, "members": [{"_id": 0, "host": member}]}
-            client.admin.command("replSetInitiate", config)
-        elif config["members"][0]["host"] != member:
-            config["members"][0]["host"] = member
-            config["version"] += 1
-            client.admin.command("replSetReconfig", config, force=True)
-    except OperationFailure as exc:
-        if exc.code not in _STILL_LOADING:
-            raise
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -27,7 +27,6 @@ WAYS = (
 )
 """The three ways to a server, for messages."""
 
-REPLICA_SET = "pilot"
 _ADDRESS_IN_USE = 48
 _PATH_IN_USE = 100
 _PORTS = range(15_000, 32_768)
@@ -166,7 +165,7 @@ def launch(
 ) -> Process | None:
     """Start mongod detached (own session, no descriptor of ours) and return when it listens; None if `port` was taken.
 
-    It serves `directory`/db as a replica set, wants a password from everybody and logs to `directory`/mongod.log.
+    It serves `directory`/db, wants a password from everybody and logs to `directory`/mongod.log.
     There is no localhost exception: on a login node others could use it before we do.
 
     Args:
@@ -189,14 +188,13 @@ def launch(
         *(str(program), "--fork", "--dbpath", str(directory / "db"), "--port", str(port)),
         *("--bind_ip", ",".join(addresses), "--nounixsocket"),
         *(["--ipv6"] if any(":" in address for address in addresses) else []),
-        *("--replSet", REPLICA_SET, "--oplogSize", "990", "--keyFile", str(directory / "keyfile")),
+        *("--keyFile", str(directory / "keyfile")),
         *("--logpath", str(log), "--logappend", "--slowms", "1000"),
         # Journal files of 32 instead of 3 × 100 MB: an empty project is not to weigh 300 MB.
         *("--wiredTigerCacheSizeGB", f"{cache_gb:g}", "--wiredTigerEngineConfigString"),
         "log=(prealloc=false,file_max=32MB)",
         *("--setParameter", "diagnosticDataCollectionEnabled=false"),
         *("--setParameter", "enableLocalhostAuthBypass=false"),
-        *("--setParameter", "shutdownTimeoutMillisForSignaledShutdown=100"),  # no other member will take over
     ]
     raise_file_limit = 'ulimit -n "$(ulimit -Hn)" 2>/dev/null; exec "$0" "$@"'
     said = directory / "mongod.out"

@@ -29,8 +29,8 @@ RECORD_BYTES = 8 * 1024 * 1024
 """A record above this is replaced by a minimal one; MongoDB's own limit is twice that."""
 
 
-def encode(record: Document, minimal: Callable[[Document, str], Document]) -> RawBSONDocument:
-    """Encode one record, or, if it cannot be stored, the `minimal` record of the same attempt.
+def encode(record: Document, minimal: Callable[[Document, str], Document]) -> tuple[RawBSONDocument, Document]:
+    """Encode one record, or, if it cannot be stored, the `minimal` record of the same attempt; return which.
 
     One by one and before the bulk, so that one poison value (a number out of range, a text that is not UTF-8,
     too large) never blocks the records beside it.
@@ -38,11 +38,12 @@ def encode(record: Document, minimal: Callable[[Document, str], Document]) -> Ra
     try:
         raw = bson.encode(record)
         if len(raw) <= RECORD_BYTES:
-            return RawBSONDocument(raw)
+            return RawBSONDocument(raw), record
         why = f"the record has {len(raw)} bytes, at most {RECORD_BYTES} can be stored"
     except (BSONError, OverflowError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as exc:
         why = f"the record cannot be encoded: {exc}"
-    return RawBSONDocument(bson.encode(minimal(record, why)))
+    small = minimal(record, why)
+    return RawBSONDocument(bson.encode(small)), small
 
 
 @translating("write provenance records")

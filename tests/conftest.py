@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +29,12 @@ def _mongod() -> str:
     return "" if ran.returncode == 0 else ran.stderr.strip()
 
 
-SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod}
+def _mpiexec() -> str:
+    beside = Path(sys.executable).parent / "mpiexec"
+    return "" if beside.is_file() or shutil.which("mpiexec") else f"neither {str(beside)!r} nor one on the PATH"
+
+
+SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec}
 """For each service a function that says why it is missing; an empty string if it is there."""
 
 
@@ -56,7 +64,7 @@ def mongod_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 PROJECT = "project-of-the-tests"
 
 ANY_DOCUMENTS = "any_documents"
-"""Mark of tests whose documents are not tasks and records, or that leave something wrong on purpose."""
+"""Mark of tests whose documents are not tasks and records, or that spoil the store on purpose."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,16 +72,32 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{ANY_DOCUMENTS}: the store need not satisfy the invariants at the end")
 
 
+@pytest.fixture(scope="session")
+def clean_databases() -> list[str]:
+    """Return the names of databases that a test has left empty, schema and all: making one takes longer."""
+    return []
+
+
 @pytest.fixture
-def store(mongod_uri: str, request: pytest.FixtureRequest) -> Iterator[Store]:
-    """Open a store on a database of its own with our schema; check the invariants, and drop it afterwards."""
-    name = f"test_{secrets.token_hex(6)}"
+def store(mongod_uri: str, clean_databases: list[str], request: pytest.FixtureRequest) -> Iterator[Store]:
+    """Open a store on an empty database with our schema; check the invariants at the end."""
+    new = not clean_databases
+    name = f"test_{secrets.token_hex(6)}" if new else clean_databases.pop()
     with Store(mongod_uri, name) as opened:
         try:
-            schema.create(opened, PROJECT)
+            if new:
+                schema.create(opened, PROJECT)
             yield opened
             if request.node.get_closest_marker(ANY_DOCUMENTS) is None:
-                wrong = invariants.violations(opened)
-                assert wrong == []
+                assert invariants.violations(opened) == []
+                wipe(opened)
+                clean_databases.append(name)
         finally:
-            opened.database.client.drop_database(name)
+            if name not in clean_databases:
+                opened.database.client.drop_database(name)
+
+
+def wipe(store: Store) -> None:
+    """Delete everything but the schema."""
+    for name in ("tasks", "provenance", "functions", "environments", "pilots", "pools", "events"):
+        store.database[name].delete_many({})

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pilot.executors.pool.identity import rank_from_environment
-from pilot.executors.run.handle import Child, Item
+from pilot.executors.run.handle import Child, Item, Settings
 from pilot.executors.run.output import Output, slot_file
 from pilot.executors.run.scrub import child_environment
 from pilot.model import Blob, FunctionCode, Work
@@ -268,19 +268,22 @@ def broken(game: Game) -> None:
 
 
 def frozen(game: Game) -> None:
-    """Freeze a slot: it is lost with its keys, once; the other goes on; the end is an abort."""
+    """Freeze a slot: it is lost with its keys, once; the other goes on. Thawed, it is heard no more, but stops."""
     begin_work(game)
     hello = game.slots.slots[1].hello
-    os.kill(hello.pid if hello else 0, signal.SIGSTOP)
+    assert hello is not None
+    os.kill(hello.pid, signal.SIGSTOP)
     in_hand = len(game.slots.in_hand(1))
     game.report["lost_s"] = game.until(lambda: any(type(event).__name__ == "Lost" for event in game.events))
     lost = [event for event in game.events if type(event).__name__ == "Lost"]
     game.report["lost_keys"], game.report["were_in_hand"] = sum(len(e.keys) for e in lost), in_hand
-    os.kill(hello.pid if hello else 0, signal.SIGCONT)
     game.slots.dispatch(2, [make_item("after", "nothing")])
     for key in list(game.slots.in_hand(2)):
         if key != ("after", 1):
             game.slots.cancel(*key)
+    if game.options["thaw"]:
+        os.kill(hello.pid, signal.SIGCONT)
+        game.until(lambda: game.slots.slots[1].gone)
     game.until(lambda: game.slots.load() == 0)
     game.report["after"] = game.outcomes["after"]
 
@@ -305,6 +308,17 @@ def failing(game: Game) -> None:
     game.slots.dispatch(1, [make_item(f"t{i}", "nothing") for i in range(5)])
     game.until(lambda: any(type(e).__name__ == "Failing" and e.slot == 1 for e in game.events))
     game.report["able"] = game.slots.able()
+
+
+def recovers(game: Game) -> None:
+    """Children cannot start for a while."""
+    game.slots.dispatch(1, [make_item(f"t{i}", "nothing") for i in range(3)])
+    game.until(lambda: any(type(e).__name__ == "Failing" and e.slot == 1 for e in game.events))
+    game.until(lambda: len(game.returned) == 3)
+    (game.folder / "healed").touch()
+    game.until(lambda: 1 in game.slots.able())
+    game.slots.dispatch(1, [make_item("after", "nothing")])
+    game.until(lambda: "after" in game.outcomes)
 
 
 def signals(game: Game) -> None:
@@ -404,7 +418,7 @@ def main() -> None:
 
         guarded(lambda: storm(expected, folder, options))
     if rank:
-        slot(rank, expected, folder, options)
+        slot(rank, expected, folder, options, scenario)
     from pilot.executors.pool.world import guarded
 
     def play() -> int:
@@ -415,13 +429,17 @@ def main() -> None:
     guarded(play)
 
 
-def slot(rank: int, expected: int, folder: Path, options: dict[str, Any]) -> None:
+def slot(rank: int, expected: int, folder: Path, options: dict[str, Any], scenario: str) -> None:
     """Be a slot until the end."""
     env = child_environment(os.environ, "test-pool", 1)
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), env.get("PYTHONPATH", "")]).rstrip(os.pathsep)
     host = f"node{rank % 2}"
     argv = options.get("child") or [sys.executable, "-P", str(HERE / "pool_child.py"), str(rank), host, str(folder)]
-    child = Child(argv, env, Output(slot_file(folder, host, rank)), rank, host)
+    limits = Settings()
+    if scenario == "recovers":
+        argv = ["/bin/sh", "-c", 'test -e "$0" && exec "$@"', str(folder / "healed"), *argv]
+        limits = Settings(delays_s=(0.1,), rest_s=0.5)
+    child = Child(argv, env, Output(slot_file(folder, host, rank)), rank, host, limits)
     child.start()
     from pilot.executors.pool import worker, world
 

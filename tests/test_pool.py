@@ -220,10 +220,23 @@ def test_large_messages_cross_without_deadlock(pool: Pool) -> None:
     assert report["in_order"]
 
 
+@pytest.mark.parametrize("scenario", ["throughput", "recall", "big", "storm"])
+def test_slots_on_other_hosts_cannot_ring(pool: Pool, scenario: str) -> None:
+    report = pool.plays(scenario, doorbell=False)
+    assert "outcomes" not in report or set(report["outcomes"]) == {"succeeded"}
+
+
 def test_child_that_dies_costs_one_attempt(pool: Pool) -> None:
     report = pool.plays("crash")
     assert report["crashed"] == ["s1-30", "s1-45", "s2-30", "s2-45"]
     assert report["outcomes"] == {"succeeded": 116, "crashed": 4}
+
+
+def test_slot_recovers_when_children_can_start_again(pool: Pool) -> None:
+    report = pool.plays("recovers")
+    assert [name for name, slot, _ in report["events"] if slot == 1] == ["Joined", "Failing", "Joined"]
+    assert report["outcomes"] == {"succeeded": 1}
+    assert report["returned"] == 3
 
 
 def test_slot_without_a_child_says_so_and_returns_its_work(pool: Pool) -> None:
@@ -241,10 +254,15 @@ def test_rank_0_that_was_away_blames_nobody(pool: Pool) -> None:
     assert all(name == "Joined" for name, _, _ in report["events"])
 
 
-def test_frozen_slot_is_lost_once_and_the_others_go_on(pool: Pool) -> None:
-    code, text = pool.fails("frozen", silence_s=2.5, stop_s=5.0)
+@pytest.mark.parametrize("thaw", [True, False])
+def test_frozen_slot_is_lost_once_and_the_others_go_on(pool: Pool, thaw: bool) -> None:
+    code, text = pool.fails("frozen", silence_s=2.5, stop_s=5.0, thaw=thaw)
     report = pool.report()
-    assert code == EXIT_LEFTOVER or (pool.crashing_launcher and code < 0), text
+    if thaw:
+        assert code == 0, text
+    else:
+        assert code == EXIT_LEFTOVER or (pool.crashing_launcher and code < 0), text
+    assert report["clean"] is thaw
     assert report["lost_keys"] == report["were_in_hand"] == 10
     assert 2 < report["lost_s"] < 6
     assert [name for name, _, _ in report["events"] if name != "Joined"] == ["Lost"]

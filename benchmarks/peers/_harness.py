@@ -1,4 +1,4 @@
-"""What the peers' scripts share: arguments, the clock, clean-up, and the one JSON line on standard output."""
+"""What the scripts share, the peers' and ours: arguments, the clock, clean-up, and the one JSON line on standard output."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class Workload:
     run: Callable[[Settings], dict[str, Any]]
     tasks: int
     notes: str
+    workers: int = 2
 
 
 def main(peer: str, distribution: str | None, workloads: Mapping[str, Workload]) -> None:
@@ -63,16 +64,19 @@ def main(peer: str, distribution: str | None, workloads: Mapping[str, Workload])
     parser = argparse.ArgumentParser(description=f"measure {peer}")
     parser.add_argument("--workload", choices=list(workloads), default=next(iter(workloads)))
     parser.add_argument("--tasks", type=_positive, help="default: as many as last 3-15 s on 2 cores")
-    parser.add_argument("--workers", type=_positive, default=2)
+    parser.add_argument("--workers", type=_positive, help="default: 2, unless the workload says otherwise")
+    parser.add_argument("--deadline", type=_positive, default=600, metavar="S", help="give up after so many seconds")
     parser.add_argument("--debug", action="store_true", help="traceback, and the peer's own output on stderr")
     arguments = parser.parse_args()
     workload = workloads[arguments.workload]
-    # A terminated run must pass through every `finally`: SIGTERM becomes an exception.
+    # A terminated run must pass through every `finally`: signals become exceptions.
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGALRM, _terminated)
+    signal.alarm(arguments.deadline)
     try:
         with tempfile.TemporaryDirectory(prefix="peer-", ignore_cleanup_errors=True) as name:
-            tasks = arguments.tasks or workload.tasks
-            settings = Settings(arguments.workload, tasks, arguments.workers, Path(name).resolve())
+            tasks, workers = arguments.tasks or workload.tasks, arguments.workers or workload.workers
+            settings = Settings(arguments.workload, tasks, workers, Path(name).resolve())
             with _inside(settings.folder, quiet=not arguments.debug):
                 measured = workload.run(settings)
     except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 (top of the process: any failure is one line)
@@ -201,5 +205,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def _terminated(_signal: int, _frame: object) -> None:
-    raise KeyboardInterrupt("terminated before it had finished")
+def _terminated(number: int, _frame: object) -> None:
+    signal.alarm(0)
+    late = number == signal.SIGALRM
+    raise KeyboardInterrupt("not finished by its deadline" if late else "terminated before it had finished")

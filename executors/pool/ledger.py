@@ -10,11 +10,9 @@ from dataclasses import dataclass, field
 
 from pilot.errors import PoolError
 from pilot.executors.pool import messages
+from pilot.executors.pool.waiting import AwakeClock
 from pilot.executors.run.verdict import Finished as Ended
 from pilot.executors.run.verdict import Item, Key
-
-PAUSE_S = 2.0
-"""A longer gap between two looks means that rank 0 itself was not running; it proves nothing about a slot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,9 @@ class Slot:
 
     rank: int
     heard: float
+    """When it last said something, on the ledger's `AwakeClock`."""
     spoken: float
+    """When something was last sent to it."""
     hello: messages.Hello | None = None
     in_hand: dict[Key, float] = field(default_factory=dict)
     """Time of dispatch of every attempt that has not come back, in the order of dispatch."""
@@ -87,6 +87,7 @@ class Slot:
     gone: bool = False
     """It has said goodbye."""
     lost: str | None = None
+    """Why it was given up. It may live, and is told to stop, but nothing it says counts."""
 
     @property
     def able(self) -> bool:
@@ -108,7 +109,8 @@ class Ledger:
         self.total = 0
         """Attempts in hand of all slots together."""
         self._silence_s = silence_s
-        self._looked = now
+        self._clock = AwakeClock(now)
+        self._awake = now
 
     def unknown(self, rank: int, items: Sequence[Item]) -> list[str]:
         """Return hashes of the functions that a slot needs before these items, each once."""
@@ -132,12 +134,15 @@ class Ledger:
         slot.spoken = now
         slot.functions.update(item.function for item in items if item.function)
 
-    def take(self, rank: int, report: messages.Report, now: float) -> Event | None:
+    def take(self, rank: int, report: messages.Report) -> Event | None:
         """Note what a slot reports and return what the coordinator should know, if anything."""
         slot = self.slots[rank]
+        slot.heard = self._awake
+        if isinstance(report, messages.Bye):
+            slot.gone = True
+            return self.lose(rank, "it said goodbye with work in hand; this is a defect") if slot.in_hand else None
         if slot.lost is not None:
             return None
-        slot.heard = now
         if isinstance(report, messages.Results):
             ended = [one for one in report.finished if self._drop(slot, one.key)]
             return Finished(rank, ended)
@@ -154,10 +159,6 @@ class Ledger:
         if isinstance(report, messages.Hello):
             slot.hello = report
             return Joined(rank)
-        if isinstance(report, messages.Bye):
-            slot.gone = True
-            if slot.in_hand:
-                return self.lose(rank, "it said goodbye while attempts were in hand; this is a defect")
         return None
 
     def lose(self, rank: int, reason: str) -> Lost:
@@ -172,23 +173,21 @@ class Ledger:
     def look(self, now: float) -> list[Lost]:
         """Give up the slots that were silent for too long while rank 0 was there to hear them.
 
-        Call it after all waiting messages were taken: silence is judged last.
+        Call it every second at least, after all waiting messages were taken: silence is judged last.
         """
-        gap = now - self._looked
-        self._looked = now
-        if gap > PAUSE_S:
-            for slot in self.slots.values():
-                slot.heard = min(now, slot.heard + gap)
-            return []
+        self._awake = self._clock.at(now)
         return [
-            self.lose(slot.rank, f"it was silent for {now - slot.heard:.0f} s")
+            self.lose(slot.rank, f"it was silent for {self._awake - slot.heard:.0f} s")
             for slot in self.slots.values()
-            if now - slot.heard > self._silence_s and slot.lost is None and not slot.gone
+            if self._awake - slot.heard > self._silence_s and slot.lost is None and not slot.gone
         ]
 
     def unspoken(self, now: float, period_s: float) -> list[int]:
-        """Return the slots to which nothing was sent for `period_s`, and note that something will be now."""
-        quiet = [s for s in self.slots.values() if now - s.spoken > period_s and not s.gone and s.lost is None]
+        """Return the slots to which nothing was sent for `period_s`, and note that something will be now.
+
+        Those that have said goodbye, or are lost, are among them: they wait to be released.
+        """
+        quiet = [slot for slot in self.slots.values() if now - slot.spoken > period_s]
         for slot in quiet:
             slot.spoken = now
         return [slot.rank for slot in quiet]

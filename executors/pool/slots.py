@@ -5,6 +5,7 @@ All methods but `wake` belong to the thread that initialised MPI.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class Slots:
         code: returns a function by its hash; called once per slot and function, before its first use.
         settings: times.
 
-    Use as a context manager, or call `close`: it releases the slots, which otherwise wait for rank 0.
+    The order at the end: `stop` (or `begin_stop` and polling until `stopped`), `close`, `World.finish`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Slots:
         self._ledger = Ledger(range(1, transport.size), settings.silence_s, time.monotonic())
         self._backoff = Backoff(*(NEAR_WAITS_S if transport.all_near else WAITS_S))
         self._looked = 0.0
+        self._parent = os.getppid()
         self._woken = False
         self._early: list[Event] = []
         """Came while `wait_hello` waited."""
@@ -143,8 +145,11 @@ class Slots:
     def poll(self, timeout_s: float) -> list[Event]:
         """Return what the slots have reported, waiting up to `timeout_s` for the first of it.
 
-        Returns early, with nothing, after `wake`. Pings slots and gives up silent ones on the way, so call
-        it at least every second.
+        Returns early, with nothing, after `wake`. Pings slots and gives up silent ones on the way, so call it
+        every second at least, and go on doing so until `close`: slots that hear nothing for minutes leave.
+
+        Raises:
+            PoolError: the launcher is gone.
         """
         if self._early:
             early, self._early = self._early, []
@@ -156,9 +161,7 @@ class Slots:
             now = time.monotonic()
             if now - self._looked > _LOOK_PERIOD_S:
                 self._looked = now
-                events += self._ledger.look(now)
-                for rank in self._ledger.unspoken(now, self._settings.ping_s):
-                    self._transport.send(rank, Ping())
+                events += self._look(now)
             if events:
                 self._expect_more()
                 return events
@@ -230,9 +233,10 @@ class Slots:
         return [*events, *lost]
 
     def close(self, timeout_s: float = 10.0) -> bool:
-        """Release the slots that have stopped, after which they leave MPI; False if MPI cannot be left in order.
+        """Release the slots that have stopped; return whether MPI can be left in order.
 
-        Call it when everything they reported is safe. After False only `World.abort` ends the program.
+        Call it when everything they reported is safe, and right after it `World.finish`, where the slots
+        then wait; or `World.abort`, if this returned False.
         """
         for slot in self._ledger.slots.values():
             if slot.gone:
@@ -254,6 +258,18 @@ class Slots:
         if not self._transport.all_near:
             self._backoff.reset()
 
+    def _look(self, now: float) -> Iterator[Event]:
+        """Give up silent slots, and let those to which we were silent know that we are here."""
+        if os.getppid() != self._parent:
+            raise PoolError(f"the launcher of this pool, process {self._parent}, is gone")
+        for lost in self._ledger.look(now):
+            # Should it come back: nobody wants what it has, and it must leave MPI with the others.
+            self._transport.send(lost.slot, Cancel(tuple(lost.keys)))
+            self._transport.send(lost.slot, Stop())
+            yield lost
+        for rank in self._ledger.unspoken(now, self._settings.ping_s):
+            self._transport.send(rank, Ping())
+
     def _heard(self) -> Iterator[Event]:
         """Take what has arrived, up to a bound that lets the caller have its turn."""
         for _ in range(_MESSAGES_AT_ONCE):
@@ -261,7 +277,7 @@ class Slots:
             if received is None:
                 return
             rank, message = received
-            event = self._ledger.take(rank, message, time.monotonic())  # type: ignore[arg-type]
+            event = self._ledger.take(rank, message)  # type: ignore[arg-type]
             if event is not None:
                 yield event
 

@@ -1,4 +1,4 @@
-"""Waiting that costs little: sleep until a descriptor is ready, a little longer each time nothing came."""
+"""Waiting: sleep cheaply until something comes, and judge how long nothing came."""
 
 from __future__ import annotations
 
@@ -8,6 +8,31 @@ from collections.abc import Sequence
 
 _SELECT_MAX = 1024
 """`select` counts in microseconds but cannot watch descriptors from here on; `poll` counts in milliseconds."""
+
+
+PAUSE_S = 2.0
+"""A longer gap between two looks means that this process itself was not running: frozen, swapped out, blocked."""
+
+
+class AwakeClock:
+    """A clock that stands still while this process is away, so that its own absence is no one else's silence."""
+
+    __slots__ = ("_away_s", "_looked")
+
+    def __init__(self, now: float) -> None:
+        self._looked = now
+        self._away_s = 0.0
+
+    def at(self, now: float) -> float:
+        """Return this clock's time.
+
+        Args:
+            now: the time of a monotonic clock. Call it every second at least, after taking what has arrived.
+        """
+        gap_s, self._looked = now - self._looked, now
+        if gap_s > PAUSE_S:
+            self._away_s += gap_s
+        return now - self._away_s
 
 
 class Backoff:

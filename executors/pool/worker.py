@@ -9,20 +9,20 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from pilot.errors import PoolError
 from pilot.executors.pool import identity, messages
+from pilot.executors.pool.outbox import Outbox
+from pilot.executors.pool.signals import Flags
 from pilot.executors.pool.transport import Transport
-from pilot.executors.pool.waiting import Backoff, wait_readable
+from pilot.executors.pool.waiting import AwakeClock, Backoff, wait_readable
 from pilot.executors.pool.world import EXIT_ALONE, World, start
-from pilot.executors.run.handle import Child, Finished, Item, Key
+from pilot.executors.run.handle import Child, Item, Key
 
 WAITS_S = (200e-6, 10e-3)
 """Shortest and longest sleep between two looks for messages."""
@@ -31,9 +31,6 @@ NEAR_WAITS_S = (1e-3, 50e-3)
 SENDING_WAIT_S = 1e-3
 """Longest sleep while a large message is under way: it needs our progress."""
 
-BATCH_ITEMS = 100
-BATCH_BYTES = 4 << 20
-BATCH_S = 5e-3
 BEAT_S = 1.0
 
 QUICK_S = 300e-6
@@ -42,15 +39,12 @@ NAP_S = 1e-3
 NAP_ITEMS = 4
 """The child must have as many in hand for us to sleep through a result."""
 
-_PAUSE_S = 2.0
-"""A longer gap between two rounds means that this process was not running; it proves nothing about rank 0."""
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What may differ from pool to pool."""
 
-    silence_s: float = 120.0
+    silence_s: float = 300.0
     """Rank 0 is taken for dead when it has said nothing for so long; it pings every few seconds."""
     doorbell: bool = True
     """See `Transport`; rank 0 must use the same."""
@@ -58,27 +52,6 @@ class Settings:
 
 class Alone(PoolError):
     """Rank 0 or the launcher is gone: nobody will ever take this slot's results."""
-
-
-class Flags:
-    """Signals that are taken note of and nothing more: agent and coordinator decide what they mean.
-
-    A scheduler's TERM hits every process of a job at once. These are handlers, not SIG_IGN, so a child
-    starts with the default.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-
-    def __init__(self) -> None:
-        self.seen: set[int] = set()
-
-    def install(self) -> None:
-        """Take the signals from now on. Main thread only."""
-        for number in self.SIGNALS:
-            signal.signal(number, self._note)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.seen.add(number)
 
 
 def run(child: Child, expected_ranks: int, host: str, settings: Settings = Settings()) -> int:
@@ -101,7 +74,7 @@ def run(child: Child, expected_ranks: int, host: str, settings: Settings = Setti
         try:
             Slot(world, child, host, flags, settings).serve()
         except Alone as exc:
-            child.close()
+            child.close()  # abort does not return
             world.abort(EXIT_ALONE, str(exc))
     world.finish()
     return 0
@@ -119,9 +92,7 @@ class Slot:
         self._settings = settings
         self._queue: deque[Item] = deque()
         """What the child does not take yet."""
-        self._batch: list[Finished] = []
-        self._batch_bytes = 0
-        self._batch_since = 0.0
+        self._outbox = Outbox()
         self._backoff = Backoff(*(NEAR_WAITS_S if self._transport.all_near else WAITS_S))
         self._look_child = True
         self._rung = False
@@ -130,8 +101,9 @@ class Slot:
         self._wake_at = math.inf
         """When the child wants to be polled at the latest, as it said since it was."""
         self._failing = self._stopping = self._left = self._released = False
-        self._heard = self._round = self._said = time.monotonic()
-        self._minded = 0.0
+        now = self._said = self._heard = self._awake = time.monotonic()
+        self._clock = AwakeClock(now)
+        self._minded = now
         self._parent = os.getppid()
 
     def serve(self) -> None:
@@ -144,7 +116,7 @@ class Slot:
         self._say(messages.Hello(self._host, os.getpid(), identity.node(), world.library, world.standard, world.size))
         while True:
             now = time.monotonic()
-            self._hear(now)
+            self._hear()
             if self._released:
                 return
             self._feed()
@@ -155,11 +127,11 @@ class Slot:
 
     # -- steps ----------------------------------------------------------------------------------
 
-    def _hear(self, now: float) -> None:
+    def _hear(self) -> None:
         """Take what rank 0 has sent."""
         rung, self._rung = self._rung, False
         while received := self._transport.receive():
-            self._heard, rung = now, False
+            self._heard, rung = self._awake, False
             self._expect_more()
             message: Any = received[1]
             self._HANDLERS[type(message)](self, message)
@@ -182,31 +154,22 @@ class Slot:
             ended = self._child.poll(now)
         except PoolError as exc:
             self._failing = True
+            self._say(messages.Failing(str(exc)))  # first, or it would be given the same work again
             self._give_back(0, self._unbegun(None))
-            self._say(messages.Failing(str(exc)))
             return
         if self._failing and self._child.up:
             self._failing = False
             self._say(messages.Able())
         if ended:
             self._look_child = not self._child.up  # it raises only when nothing has ended
-            self._expect_more()
+            self._outbox.add(ended, now)
             self._plan_nap(len(ended), now)
-            if not self._batch:
-                self._batch_since = now
-            self._batch += ended
-            self._batch_bytes += sum([len(one.body) for one in ended])
             self._feed()
 
     def _report(self, now: float) -> None:
         """Send results when enough are there, or some are old, or rank 0 should know that work runs low."""
-        if self._batch and (
-            len(self._batch) >= BATCH_ITEMS
-            or now - self._batch_since >= BATCH_S
-            or self._batch_bytes >= BATCH_BYTES
-            or len(self._queue) + self._child.load <= len(self._batch)
-        ):
-            self._send_batch()
+        if self._outbox.ready(now, len(self._queue) + self._child.load):
+            self._send_results()
         if self._stopping and not self._left and not self._load():
             self._left = True
             self._say(messages.Bye())
@@ -215,12 +178,10 @@ class Slot:
 
     def _mind(self, now: float) -> None:
         """Notice signals and the absence of rank 0 or the launcher."""
-        if signal.SIGTERM in self._flags.seen:
+        if self._flags.ending:
             self._child.ending = True
-        gap, self._round = now - self._round, now
-        if gap > _PAUSE_S:
-            self._heard = min(now, self._heard + gap)
-        if now - self._heard > self._settings.silence_s:
+        self._awake = self._clock.at(now)
+        if self._awake - self._heard > self._settings.silence_s:
             raise Alone(f"slot {self._world.rank} has heard nothing from rank 0 for {self._settings.silence_s:g} s")
         if now - self._minded > BEAT_S:
             self._minded = now
@@ -231,8 +192,6 @@ class Slot:
         """Wait for the child, or until it is time to look for messages or to do what is due."""
         transport = self._transport
         timeout_s = SENDING_WAIT_S if transport.sending or transport.arriving else self._backoff.step()
-        if self._batch:
-            timeout_s = min(timeout_s, self._batch_since + BATCH_S - now)
         wake_at = self._child.next_wake(now)
         if wake_at is not None:
             self._wake_at = min(self._wake_at, wake_at)
@@ -241,7 +200,8 @@ class Slot:
             ready = wait_readable((bell,), min(timeout_s, self._nap_s))
             self._nap_s, self._look_child = 0.0, True
         else:
-            ready = wait_readable((bell, *self._child.filenos()), min(timeout_s, self._wake_at - now))
+            due = min(self._wake_at, self._outbox.due)
+            ready = wait_readable((bell, *self._child.filenos()), min(timeout_s, due - now))
         for fd in ready:
             if fd == bell:
                 transport.silence()
@@ -281,9 +241,6 @@ class Slot:
             self._give_back(0, dropped)
         self._look_child = True
 
-    def _on_ping(self, message: messages.Ping) -> None:
-        pass
-
     def _on_ending(self, message: messages.Ending) -> None:
         self._child.ending = True
         self._look_child = True
@@ -300,7 +257,7 @@ class Slot:
         messages.Dispatch: _on_dispatch,
         messages.Recall: _on_recall,
         messages.Cancel: _on_cancel,
-        messages.Ping: _on_ping,
+        messages.Ping: lambda slot, message: None,  # that it came is all it says
         messages.Ending: _on_ending,
         messages.Stop: _on_stop,
         messages.Bye: _on_bye,
@@ -310,7 +267,7 @@ class Slot:
 
     def _load(self) -> int:
         """Return how many attempts are here, results not yet sent included."""
-        return len(self._queue) + self._child.load + len(self._batch)
+        return len(self._queue) + self._child.load + len(self._outbox)
 
     def _unbegun(self, count: int | None) -> list[Key]:
         """Take back up to `count` attempts that have not begun, the last first to go."""
@@ -332,13 +289,12 @@ class Slot:
 
     def _give_back(self, number: int, keys: Iterable[Key]) -> None:
         """Confirm that attempts have not begun; results go first, so that what rank 0 then has in hand is true."""
-        self._send_batch()
+        self._send_results()
         self._say(messages.Returned(number, tuple(keys), self._load()))
 
-    def _send_batch(self) -> None:
-        if self._batch:
-            self._say(messages.Results(tuple(self._batch)))
-            self._batch, self._batch_bytes = [], 0
+    def _send_results(self) -> None:
+        if len(self._outbox):
+            self._say(self._outbox.take())
             self._expect_more()
 
     def _say(self, report: messages.Report) -> None:

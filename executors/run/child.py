@@ -96,7 +96,7 @@ class _Runner:
         self._guard = guard
         self._exchange = Exchange(objects)
         self.functions = Functions(self._exchange)
-        self._commands = Commands(self._exchange, guard.environment, place.project, place.scratch, parent)
+        self._commands = Commands(self._exchange, guard, place.project, place.scratch, parent)
         self._meter = Meter()
         self._pid = os.getpid()
         self._folder = ""
@@ -127,6 +127,7 @@ class _Runner:
             if work.kind is TaskKind.COMMAND:
                 ended = self._commands.run(work, self._meter)
             else:
+                self._commands.disarm()
                 context.enter(self._context(work))
                 outputs = function.run(work, self.functions, self._exchange, self._meter)
         except Stale:
@@ -142,7 +143,10 @@ class _Runner:
             usage = Usage(usage.wall_s, ended.cpu_s, ended.max_rss_bytes)
             if ended.why:
                 failure = Failure("CommandFailed", ended.why, "", self._place.rank, self._place.host)
-        self._guard.restore(work.task)
+        if ended is None:
+            self._guard.restore(work.task)
+        else:
+            self._guard.note_leftovers(work.task)
         result = Result(
             work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,
             self._place.rank, self._place.host,

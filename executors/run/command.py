@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from types import FrameType
 from typing import NamedTuple
 
 from pilot.errors import InvalidInput
 from pilot.executors.run.exchange import Exchange
 from pilot.executors.run.failure import clipped, signal_text
-from pilot.executors.run.guard import die_with_parent
+from pilot.executors.run.guard import Guard, die_with_parent
 from pilot.executors.run.meter import Meter
 from pilot.executors.run.scrub import command_environment
 from pilot.model import Blob, Command, Work
@@ -26,6 +25,8 @@ EXIT_CODE = "exit_code"
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 
+_ZERO_ENCODED = encode(0)
+_ZERO = Blob(_ZERO_ENCODED.hash, _ZERO_ENCODED.size, _ZERO_ENCODED.data)
 _DEFAULT_SIGNALS = (signal.SIGPIPE, signal.SIGXFSZ)  # Python ignores them; programs should not
 _SHOWN_BYTES = 500
 
@@ -50,19 +51,45 @@ class Commands:
 
     Args:
         exchange: values in and out.
-        env: environment in which commands start, before their own variables.
+        guard: knows the environment in which commands start, and keeps our signal handler.
         project: working directory of a command that names none; others are relative to it.
         scratch: where private working directories are made.
         rank: process id of the child's rank.
     """
 
-    def __init__(self, exchange: Exchange, env: Mapping[str, str], project: str, scratch: str, rank: int) -> None:
+    def __init__(self, exchange: Exchange, guard: Guard, project: str, scratch: str, rank: int) -> None:
         self._exchange = exchange
-        self._env = env
+        self._guard = guard
         self._project = project
         self._scratch = scratch
         self._rank = rank
-        self._terminated = False
+        self._armed = self._running = self._terminated = False
+
+    def arm(self) -> None:
+        """See that no program outlives the rank: it stays in our process group, and the rank's death tells us.
+
+        While a program runs a TERM does not end this process: the program has it too, and its end is to be
+        reported. Lasts until `disarm`, because a switch costs as much as a tenth of a small program.
+        """
+        if not self._armed:
+            self._armed = True
+            self._guard.handle(signal.SIGTERM, self._on_term)
+            die_with_parent(self._rank, signal.SIGTERM)
+
+    def disarm(self) -> None:
+        """Die of signals and with the rank at once again, as functions need it: they may never come back to Python."""
+        if self._armed:
+            die_with_parent(self._rank, signal.SIGKILL)
+            self._guard.handle(signal.SIGTERM, signal.SIG_DFL)
+            self._armed = False
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        if os.getppid() != self._rank:
+            os.killpg(0, signal.SIGKILL)
+        self._terminated = True
+        if not self._running:
+            self.disarm()
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def workdir(self, work: Work) -> tuple[str, bool]:
         """Return a command's working directory, and whether it is private, i.e. made for it and removed after success.
@@ -90,7 +117,7 @@ class Commands:
             os.makedirs(workdir, exist_ok=True)
         self._write_files(work, command, workdir)
         ended = self._execute(work, command, workdir, meter)
-        if ended.outcome is Outcome.SUCCEEDED:
+        if ended.outcome is Outcome.SUCCEEDED and command.outputs:
             outputs, missing = self._collect(command, workdir)
             ended = ended._replace(outputs=ended.outputs + outputs)
             if missing:
@@ -126,54 +153,48 @@ class Commands:
     # -- the program --------------------------------------------------------------------------------
 
     def _execute(self, work: Work, command: Command, workdir: str, meter: Meter) -> Ended:
+        self.arm()
         argv = ["/bin/sh", "-c", command.argv[0]] if command.shell else list(command.argv)
-        env = command_environment(self._env, work.task, work.attempt, work.cores, command.env)
+        env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, command.env)
         program = _find(argv[0], command.env.get("PATH"))
-        self._terminated = False
-        with self._mortal():
-            try:
-                os.chdir(workdir)
-            except OSError as error:
-                return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
-            try:
-                with nullcontext() if work.memory_bytes is None else meter.limit(work.memory_bytes):
-                    pid = os.posix_spawnp(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
-            except OSError as error:
-                return _not_started(argv[0], workdir, error)
-            finally:
-                os.chdir(self._project)
-            _, status, usage = os.wait4(pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        ended = Ended(Outcome.SUCCEEDED, code, "", (), usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
-        kept = ((EXIT_CODE, self._exchange.keep(encode(code))),)
-        shown = clipped(" ".join(command.argv), _SHOWN_BYTES)
-        if code < 0:
-            outside = self._terminated or -code in (signal.SIGTERM, signal.SIGKILL)
-            why = f"the program {shown!r} {signal_text(-code)}"
-            return ended._replace(outcome=Outcome.CRASHED, why=why, outputs=kept, from_outside=outside)
-        if code:
-            why = f"the program {shown!r} ended with exit code {code}"
-            return ended._replace(outcome=Outcome.FAILED, why=why, outputs=kept, from_outside=self._terminated)
-        return ended._replace(outputs=kept)
-
-    @contextmanager
-    def _mortal(self) -> Iterator[None]:
-        """See that no program outlives the rank: it stays in our process group, and the rank's death tells us.
-
-        Meanwhile a TERM does not end this process: the program has it too, and its end is to be reported.
-        """
-        signal.signal(signal.SIGTERM, self._on_term)
+        self._running, self._terminated = True, False
         try:
-            die_with_parent(self._rank, signal.SIGTERM)
-            yield
+            pid = self._spawn(program, argv, env, workdir, work.memory_bytes, meter)
+            if isinstance(pid, Ended):
+                return pid
+            _, status, usage = os.wait4(pid, 0)
         finally:
-            die_with_parent(self._rank, signal.SIGKILL)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._running = False
+        code = os.waitstatus_to_exitcode(status)
+        outcome, why, outside = Outcome.SUCCEEDED, "", False
+        if code:
+            shown = clipped(" ".join(command.argv), _SHOWN_BYTES)
+            killed = code < 0
+            outcome = Outcome.CRASHED if killed else Outcome.FAILED
+            why = f"the program {shown!r} {signal_text(-code) if killed else f'ended with exit code {code}'}"
+            outside = self._terminated or -code in (signal.SIGTERM, signal.SIGKILL)
+        kept = ((EXIT_CODE, self._exchange.keep(encode(code)) if code else _ZERO),)
+        cpu_s = usage.ru_utime + usage.ru_stime
+        return Ended(outcome, code, why, kept, cpu_s, usage.ru_maxrss * 1024, outside)
 
-    def _on_term(self, number: int, frame: FrameType | None) -> None:
-        self._terminated = True
-        if os.getppid() != self._rank:
-            os.killpg(0, signal.SIGKILL)
+    def _spawn(
+        self, program: str, argv: list[str], env: dict[str, str], workdir: str, memory_bytes: int | None, meter: Meter
+    ) -> int | Ended:
+        """Return the process id, or why there is none."""
+        moved = workdir != self._project
+        try:
+            if moved:
+                os.chdir(workdir)
+        except OSError as error:
+            return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
+        try:
+            with nullcontext() if memory_bytes is None else meter.limit(memory_bytes):
+                return os.posix_spawnp(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
+        except OSError as error:
+            return _not_started(argv[0], workdir, error)
+        finally:
+            if moved:
+                os.chdir(self._project)
 
     # -- after --------------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ import faulthandler
 import os
 import signal
 import sys
+from collections.abc import Callable
+from types import FrameType
 from typing import TextIO
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -80,6 +82,11 @@ class Guard:
         sys.__stdout__, sys.__stderr__ = out, err  # type: ignore[misc]
         return out, err
 
+    def handle(self, number: int, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+        """Install a signal handler that is to be in place from now on."""
+        signal.signal(number, handler)
+        self._handlers[number - _SIGNALS.start] = handler
+
     def restore(self, task: str) -> None:
         """Put everything back and flush what was printed. `task` is named if it leaves anything running."""
         signal.alarm(0)
@@ -91,7 +98,7 @@ class Guard:
         sys.argv = list(self._argv)
         if os.environ is not self._environ or self._env_data != self._env:
             self._restore_environment()
-        self._note_leftovers(task)
+        self.note_leftovers(task)
 
     def _restore_signals(self) -> None:
         for number, handler in zip(_SIGNALS, self._handlers, strict=True):
@@ -123,7 +130,8 @@ class Guard:
             elif self._env_data.get(name) != self._env[name]:
                 os.environ[os.fsdecode(name)] = os.fsdecode(self._env[name])
 
-    def _note_leftovers(self, task: str) -> None:
+    def note_leftovers(self, task: str) -> None:
+        """Say in the output if more threads or processes run than before the task."""
         threads, children = _thread._count(), _living_children()
         if threads > self._threads or children > self._children:
             note = f"pilot: task {task} left {threads} threads and {children} processes running\n"

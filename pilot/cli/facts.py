@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from pilot.cli import queries, text
 from pilot.explain import NAMED, Attempt, Facts, Other, Pilot
 from pilot.model import record_id
 from pilot.states import ENDED, Kind, State
 from pilot.store import pilots, provenance, tasks
-from pilot.store.mongo import Store, translating
+from pilot.store.mongo import Store
 
 Document = dict[str, Any]
 
@@ -40,17 +41,15 @@ def collect(store: Store, task: str, now: datetime, root: bool = True) -> Facts:
     if state is State.WAITING or doc.get("reason") == "upstream":
         others = _parents(store, doc, state is State.FAILED)
     named = sorted(others.values(), key=lambda other: _URGENCY.index(State(other["state"])))[:NAMED]
-    before, beside = _queue(store, doc) if state is State.READY else (0, 0)
-    pool = None
-    if state is State.LEASED:
-        with translating("look for a pool", store.where):
-            pool = store.pools.find_one({"_id": doc.get("lease")})
+    before, same = queries.ahead(store, doc["priority"]) if state is State.READY else (0, 0)
+    pool = queries.pool(store, doc.get("lease", "")) if state is State.LEASED else None
     end = _end_of_chain(store, doc) if root and others else None
     return Facts(
         doc, max(0.0, (now - (since or doc["submitted"])).total_seconds()), up(store, now),
         Counter(State(other["state"]) for other in others.values()),
         [Other(o["_id"], o["name"], State(o["state"]), o.get("reason", "")) for o in named],
-        collect(store, end, now, root=False) if end else None, before, beside, pool, _attempts(store, doc, now),
+        collect(store, end, now, root=False) if end else None, before, max(0, same - 1), pool,
+        _attempts(store, doc, now),
     )  # fmt: skip
 
 
@@ -72,14 +71,6 @@ def up(store: Store, now: datetime) -> list[Pilot]:
             )
         )  # fmt: skip
     return found
-
-
-@translating("count ready tasks")
-def ready(store: Store) -> dict[str, int]:
-    """Return how many tasks are ready, by resource class (index `ready`)."""
-    classes = tasks.ready_classes(store)
-    query = {"state": State.READY.value}
-    return {name: store.tasks.count_documents({**query, "class": name}, hint="ready") for name in classes}
 
 
 _URGENCY = (State.FAILED, State.CANCELLED, State.READY, State.WAITING, State.LEASED, State.DONE)
@@ -123,31 +114,13 @@ def _end_of_chain(store: Store, doc: Document) -> str | None:
     return doc["_id"] if len(seen) > 1 else None
 
 
-@translating("count what is ahead in the queue")
-def _queue(store: Store, doc: Document) -> tuple[int, int]:
-    """Count ready tasks of higher and of the same priority, over all classes (index `ready`)."""
-    before = beside = 0
-    for name in tasks.ready_classes(store):
-        query = {"state": State.READY.value, "class": name}
-        before += store.tasks.count_documents({**query, "priority": {"$lt": doc["priority"]}}, hint="ready")
-        beside += store.tasks.count_documents({**query, "priority": doc["priority"]}, hint="ready")
-    return before, max(0, beside - 1)
-
-
 def _attempts(store: Store, doc: Document, now: datetime) -> list[Attempt]:
     wanted = [record_id(doc["_id"], number + 1) for number in range(doc.get("attempt", 0))]
     fields = ["attempt", "outcome", "host", "exception", "exit_code", "time"]
     found = []
     for record in provenance.get(store, wanted, fields).values():
-        cause = record.get("exception") or {}
-        error = ": ".join(str(cause[key]) for key in ("type", "message") if cause.get(key))
-        if not error and record.get("exit_code"):
-            error = f"exit code {record['exit_code']}"
         finished = record.get("time", {}).get("finished")
         ago_s = None if finished is None else max(0.0, (now - finished).total_seconds())
-        host = record.get("host") or cause.get("host", "")
-        text = " ".join(error.split())
-        found.append(
-            Attempt(record["attempt"], record["outcome"], ago_s, host, text if len(text) <= 200 else text[:199] + "…")
-        )
+        host = record.get("host") or (record.get("exception") or {}).get("host", "")
+        found.append(Attempt(record["attempt"], record["outcome"], ago_s, host, text.line(queries.cause(record), 200)))
     return sorted(found, key=lambda attempt: attempt.number)

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from pilot.model import official_record
 from pilot.states import ENDED, Kind, State
+from pilot.store import provenance, tasks
 from pilot.store.mongo import Store, translating
 
 Document = dict[str, Any]
@@ -53,7 +55,7 @@ def outstanding(store: Store, since: int = 0, until: int | None = None) -> dict[
         window["seq"] = {"$gte": since} if until is None else {"$gte": since, "$lte": until}
     found = {state: store.tasks.count_documents(_in_state(state) | window, hint=_hint(state)) for state in UNENDED}
     joins = {"kind": Kind.JOIN.value, "state": State.WAITING.value} | window
-    found[State.WAITING] = max(0, found[State.WAITING] - store.tasks.count_documents(joins, hint="joins"))
+    found[State.WAITING] = max(0, found[State.WAITING] - store.tasks.count_documents(joins, hint="aside"))
     return found
 
 
@@ -72,12 +74,39 @@ def failed_upstream(store: Store) -> int:
     return store.tasks.count_documents(query, hint="aside")
 
 
+def errors(store: Store, docs: Sequence[Document]) -> dict[str, str]:
+    """Return in a few words why each of these failed tasks did, by id.
+
+    Args:
+        store: the database.
+        docs: with ``official``, ``reason`` and ``message``.
+    """
+    officials = {name: doc for doc in docs if (name := official_record(doc)) and doc["state"] == State.FAILED}
+    found = {}
+    for name, record in provenance.get(store, officials, ["exception", "exit_code", "outcome"]).items():
+        found[officials[name]["_id"]] = cause(record)
+    for doc in docs:
+        words = ": ".join(str(doc[key]) for key in ("reason", "message") if doc.get(key))
+        if words and not found.get(doc["_id"]):
+            found[doc["_id"]] = words
+    return found
+
+
+def cause(record: Document) -> str:
+    """Return in a few words why an attempt did not succeed."""
+    exception = record.get("exception") or {}
+    words = ": ".join(str(exception[key]) for key in ("type", "message") if exception.get(key))
+    if not words and record.get("exit_code"):
+        words = f"exit code {record['exit_code']}"
+    return " ".join(words.split())
+
+
 def ids(store: Store, states: Sequence[State], tag: str | None = None, roots: bool = False) -> Iterator[list[str]]:
     """Yield the ids of tasks in some states, by thousands; each batch is read when it is asked for.
 
     Args:
         store: the database.
-        states: which.
+        states: which; not `done`, for which there is no index.
         tag: only those with it.
         roots: without those that failed because of a parent.
     """
@@ -87,7 +116,7 @@ def ids(store: Store, states: Sequence[State], tag: str | None = None, roots: bo
             query["tags"] = tag
         if roots:
             query["reason"] = {"$ne": "upstream"}
-        yield from _batches(store, query, "seq" if state is State.DONE else _hint(state))
+        yield from _batches(store, query, _hint(state))
 
 
 def _batches(store: Store, query: Document, hint: str) -> Iterator[list[str]]:
@@ -103,11 +132,11 @@ def _batches(store: Store, query: Document, hint: str) -> Iterator[list[str]]:
 
 
 @translating("count tasks by state")
-def states_of(store: Store, tasks: Sequence[str]) -> dict[str, State]:
+def states_of(store: Store, ids: Sequence[str]) -> dict[str, State]:
     """Return the state of each of these tasks that exists."""
     found = {}
-    for start in range(0, len(tasks), 5000):
-        query = {"_id": {"$in": list(tasks[start : start + 5000])}}
+    for start in range(0, len(ids), 5000):
+        query = {"_id": {"$in": list(ids[start : start + 5000])}}
         found.update({doc["_id"]: State(doc["state"]) for doc in store.tasks.find(query, {"state": 1})})
     return found
 
@@ -120,6 +149,37 @@ def ends(store: Store, since: int, until: int | None = None) -> dict[State, int]
         state: store.tasks.count_documents({"state": state.value, "seq": window}, hint="aside")
         for state in ENDED - {State.DONE}
     }
+
+
+@translating("look for a pool")
+def pool(store: Store, token: str) -> Document | None:
+    """Return the pool, live or not, whose lease token this is."""
+    found: Document | None = store.pools.find_one({"_id": token})
+    return found
+
+
+@translating("count ready tasks")
+def ready(store: Store) -> dict[str, int]:
+    """Return how many tasks are ready, by resource class (index `ready`)."""
+    query = {"state": State.READY.value}
+    classes = tasks.ready_classes(store)
+    return {name: store.tasks.count_documents({**query, "class": name}, hint="ready") for name in classes}
+
+
+@translating("count what is ahead in the queue")
+def ahead(store: Store, priority: int) -> tuple[int, int]:
+    """Count ready tasks of higher and of the same priority, over all classes (index `ready`).
+
+    Args:
+        store: the database.
+        priority: as documents have it: smaller is sooner.
+    """
+    before = same = 0
+    for name in tasks.ready_classes(store):
+        query = {"state": State.READY.value, "class": name}
+        before += store.tasks.count_documents({**query, "priority": {"$lt": priority}}, hint="ready")
+        same += store.tasks.count_documents({**query, "priority": priority}, hint="ready")
+    return before, same
 
 
 @translating("count what is marked")

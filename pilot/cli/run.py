@@ -222,14 +222,16 @@ class _Runner:
         if not left:
             return True
         bad = sum(queries.ends(self._store, self._since, self._until).values())
-        total, moved = left, time.monotonic()
+        total, moved, pause = left, time.monotonic(), 0.05
         if not sys.stderr.isatty():
             tell(f"the script has ended; waiting for {text.count(left, 'task')} that it left")
         with bar("waiting for what the script left", total, shown_from=1) as advance:
             while left and not self._signals.seen:
-                time.sleep(0.2)
+                time.sleep(pause)
                 causes = self._look()
+                asked = time.monotonic()
                 before, left = left, self._left()
+                pause = max(0.2, 5 * (time.monotonic() - asked))  # with a million tasks, counting them takes a while
                 advance(before - left)
                 if before != left:
                     moved = time.monotonic()

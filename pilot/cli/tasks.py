@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from pilot.cli import text
+from pilot.cli import queries, text
 from pilot.cli.common import Command, console, emit, escaped, json_option, now, opened, table
+from pilot.model import official_record
 from pilot.states import State
 from pilot.store import tasks as store_tasks
 
@@ -27,9 +30,10 @@ def tasks(state: str | None, tag: str | None, limit: int, as_json: bool) -> None
     with opened() as project:
         wanted = None if state is None else State(state)
         docs = store_tasks.listing(project.store, wanted, tag, limit + 1, _FIELDS)
-    more, docs = len(docs) > limit, docs[:limit]
+        more, docs = len(docs) > limit, docs[:limit]
+        errors = queries.errors(project.store, docs)
     if as_json:
-        emit([{"task": doc.pop("_id"), "priority": -doc.pop("priority"), **doc} for doc in docs])
+        emit([_document(doc, errors) for doc in docs])
         return
     if not docs:
         click.echo("no such task" if state or tag else "no task yet; `pilot run SCRIPT` or `pilot submit -- COMMAND`")
@@ -46,10 +50,20 @@ def tasks(state: str | None, tag: str | None, limit: int, as_json: bool) -> None
             text.age(doc["submitted"], moment),
         ]  # fmt: skip
         if reasons:
-            words = ": ".join(doc[key] for key in ("reason", "message") if doc.get(key))
-            row.append(escaped(text.line(words, 200)))
+            row.append(escaped(text.line(errors.get(doc["_id"], ""), 200)))
         shown.add_row(*row)
     out = console()
     out.print(shown)
     if more:
         out.print(f"[dim]… the newest {limit}; --limit shows more, --state and --tag fewer[/]")
+
+
+def _document(doc: dict[str, Any], errors: dict[str, str]) -> dict[str, Any]:
+    """Return a listed task for JSON: priority as it was given, names instead of marks."""
+    fields = {
+        key: value for key, value in doc.items() if key not in ("_id", "priority", "official", "class", "message")
+    }
+    return {
+        "task": doc["_id"], **fields, "priority": -doc["priority"], "resources": doc["class"],
+        "error": errors.get(doc["_id"]), "record": official_record(doc),
+    }  # fmt: skip

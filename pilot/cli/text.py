@@ -83,6 +83,8 @@ def styled(word: str) -> str:
 
 # -- values ---------------------------------------------------------------------------------------
 
+_FIRST = 8
+"""Items of a list that are shown."""
 _FORMS = {"tuple": "tuple", "bytes": "bytes", "path": "Path", "complex": "complex"}
 
 
@@ -94,7 +96,9 @@ def value(entry: Mapping[str, Any], most: int = 72) -> str:
         most: characters.
     """
     if "value" in entry:
-        return _clipped(_plain(entry["value"], most), most)
+        tree = entry["value"]
+        items = f" {len(tree):,} items" if isinstance(tree, list) and len(tree) > _FIRST else ""
+        return _clipped(_plain(tree, most), most - len(items)) + items
     if "data" in entry:
         return _clipped(_encoding(bytes(entry["data"]), entry["size"]), most)
     return f"{size(entry['size'])} in the object repository"
@@ -111,8 +115,7 @@ def _plain(tree: Any, most: int) -> str:
             return _form(tree[FORM], most)
         return "{" + _items((f"{key!r}: " for key in tree), tree.values(), most) + "}"
     if isinstance(tree, list):
-        shown = _items(iter(lambda: "", None), tree, most)
-        return f"[{shown}]" + (f" ({len(tree):,} items)" if len(tree) > 8 else "")
+        return "[" + _items(iter(lambda: "", None), tree, most) + "]"
     if isinstance(tree, str):
         return repr(tree[: most + 1])
     return repr(tree)
@@ -122,7 +125,7 @@ def _items(heads: Any, values: Any, most: int) -> str:
     shown: list[str] = []
     length = 0
     for head, item in zip(heads, values, strict=False):
-        if length > most or len(shown) == 8:
+        if length > most or len(shown) == _FIRST:
             shown.append("…")
             break
         shown.append(head + _plain(item, most))
