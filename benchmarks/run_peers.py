@@ -7,28 +7,25 @@ its own. Run as a program, it measures every peer and writes one JSON line per r
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import running
+
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv-peers"
 REQUIREMENTS = HERE / "requirements-peers.txt"
 STAMP = "installed.sha256"
-GRACE_S = 5.0
 
 
 class PeerError(Exception):
@@ -107,18 +104,10 @@ def measure_once(
         raise PeerError(f"{peer}: no such peer, choose from {', '.join(sorted({run.peer for run in RUNS}))}")
     if tasks is not None:
         argv += ["--tasks", str(tasks)]
-    with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder:
-        code, output, errors = _run(argv, Path(folder), deadline_s)
-    if code is None:
-        raise PeerError(f"{peer} {workload}: not finished within {deadline_s:g} s, killed")
-    reason = errors.strip().splitlines()
-    if code != 0:
-        raise PeerError(reason[-1] if reason else f"{peer} {workload}: ended with code {code} and said nothing")
     try:
-        result: dict[str, Any] = json.loads(output)
-    except ValueError as exc:
-        raise PeerError(f"{peer} {workload}: no JSON line on standard output but {output[:80]!r}") from exc
-    return result
+        return running.line_of(argv, deadline_s)
+    except running.RunError as exc:
+        raise PeerError(str(exc)) from exc
 
 
 def medians(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -141,81 +130,6 @@ def _install(argv: list[str]) -> None:
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
         raise PeerError(f"{' '.join(argv[1:4])} ended with code {done.returncode}: {lines[-1]}")
-
-
-def _run(argv: list[str], folder: Path, deadline_s: float) -> tuple[int | None, str, str]:
-    """Run in a session of its own; exit code (None after the deadline), standard output, standard error."""
-    output, errors = folder / "stdout", folder / "stderr"
-    with output.open("wb") as out, errors.open("wb") as err:
-        program = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            cwd=folder,
-            env={**os.environ, "TMPDIR": str(folder)},
-            start_new_session=True,
-        )
-        code: int | None = None
-        shared: set[Path] = set()
-        try:
-            code = program.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            shared = _shared_memory(_members(program.pid, folder))
-            program.terminate()  # the script still ends its own helpers
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                program.wait(GRACE_S)
-        finally:
-            _kill_rest(program, folder, shared)
-    return code, output.read_text(errors="replace"), errors.read_text(errors="replace")
-
-
-def _kill_rest(program: subprocess.Popen[bytes], folder: Path, shared: set[Path]) -> None:
-    """Kill every process that a run left, and remove the shared memory that only they would have removed."""
-    end = time.monotonic() + GRACE_S
-    while (left := _members(program.pid, folder)) and time.monotonic() < end:
-        shared |= _shared_memory(left)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-        program.poll()
-    program.wait()
-    for path in shared:
-        path.unlink(missing_ok=True)
-
-
-def _shared_memory(pids: Iterable[int]) -> set[Path]:
-    """Name the files in /dev/shm that these processes have mapped."""
-    found = set()
-    for pid in pids:
-        with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
-                _, slash, name = line.partition(" /dev/shm/")
-                if slash and not name.endswith(" (deleted)"):
-                    found.add(Path("/dev/shm") / name)
-    return found
-
-
-def _members(session: int, folder: Path) -> list[int]:
-    """List the live processes of a run: all of its session, and whoever left the session but uses its folder."""
-    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    return [pid for pid in numbers if _belongs(pid, session, folder)]
-
-
-def _belongs(pid: int, session: int, folder: Path) -> bool:
-    """Say whether a live process is in the session, works inside the folder, or was told to use it for its files."""
-    process = Path("/proc") / str(pid)
-    try:
-        # The name, in parentheses, may hold anything; after it come state, parent, group and session.
-        state, _, _, its_session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
-        if state == "Z":
-            return False
-        if int(its_session) == session or (process / "cwd").resolve().is_relative_to(folder):
-            return True
-        return f"TMPDIR={folder}".encode() in (process / "environ").read_bytes()
-    except (OSError, ValueError):
-        return False
 
 
 def main() -> None:

@@ -6,10 +6,10 @@ none of it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from concurrent.futures import as_completed, wait
+    from typing import Any
 
     from pilot.client import Project
     from pilot.client import open_project as open

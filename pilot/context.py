@@ -6,14 +6,12 @@ nothing but the errors, so that every layer may use it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilot.errors import PilotError
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """Where and as what the present task runs.
 
     Args:

@@ -7,6 +7,7 @@ What is decided is in `lifecycle` and `placement`.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import time
@@ -18,14 +19,15 @@ from typing import Any
 
 from pilot import lifecycle, placement, records, signing
 from pilot.commit import Committer, Ended
-from pilot.errors import StoreError
+from pilot.errors import StoreError, StoreUnavailable
 from pilot.executors.pool import ledger
 from pilot.executors.pool.slots import Slots
 from pilot.executors.run.handle import Finished
 from pilot.leasing import Leaser
 from pilot.model import new_token
 from pilot.prepare import Held, Preparer
-from pilot.states import Outcome, PoolState
+from pilot.states import Outcome, PilotState, PoolState
+
 from pilot.store import pilots, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
@@ -66,6 +68,7 @@ class PoolSettings:
     slot_cores: int
     end_at: float | None
     beat_s: float
+    ttl_s: float
     drain_s: float
     """How long before `end_at` the pool begins to drain."""
     stop_s: float
@@ -122,23 +125,33 @@ class Coordinator:
         pilots.open_pool(self._store, token, self._settings.pilot, self._pool_document(slots))
         place = records.Place(token, self._record_fields())
         spool = Spool(self._settings.spool, token)
-        committer = Committer(self._store, self._signer, place, spool, self._objects.put, self._fail)
         leaser = Leaser(
-            self._store, token, self.preparer,
+            self._store, token, self.preparer, pilot=self._settings.pilot,
             slot_cores=self._settings.slot_cores, end_at=self._settings.end_at, beat_s=self._settings.beat_s,
-            wake=slots.wake, failed=self._fail,
+            ttl_s=self._settings.ttl_s, wake=slots.wake, failed=self._fail,
         )  # fmt: skip
+        committer = Committer(self._store, self._signer, place, spool, self._objects.put, leaser.held, self._fail)
         log.info("pool %s: %d slots under token %s", self._settings.launch, len(slots.slots), token)
         with committer, leaser:
             self._loop(slots, leaser, committer)
             fenced = leaser.fenced.is_set()
             self._empty(slots, leaser, committer, fenced)
+            leaser.ticked = math.inf  # this loop has come to its end; the heartbeat goes on until all is written
             committer.close()
         if self._error is not None:
             raise self._error
         if not fenced:
-            pilots.close_pool(self._store, token, PoolState.ENDED, "drained")
+            self._leave(token, committer, leaser.orphaned.is_set())
         return fenced and self.wish is Wish.WORK
+
+    def _leave(self, token: str, committer: Committer, orphaned: bool) -> None:
+        """Return what a lease that was under way has brought too late, and close the token."""
+        if committer.unwritten:
+            raise StoreUnavailable(f"{committer.unwritten} results are not in the store: they are spooled as {token!r}")
+        tasks.give_back(self._store, token, tasks.held(self._store, token).items())
+        pilots.close_pool(self._store, token, PoolState.ENDED, "drained")
+        if orphaned:
+            pilots.end(self._store, self._settings.pilot, PilotState.LOST, "its agent died; its pool has drained")
 
     def _record_fields(self) -> dict[str, str]:
         """Return what all records of this pool say alike."""
@@ -176,6 +189,9 @@ class Coordinator:
                 self._rate = (self._finished - counted) / (now - since)
                 counted, since = self._finished, now
                 leaser.stats = self._stats(slots, leaser, committer)
+            if leaser.orphaned.is_set() and self.wish is Wish.WORK:
+                log.error("the agent of pilot %s is gone, or the store for long: draining", self._settings.pilot)
+                self.wish = Wish.DRAIN
             if self.wish is not Wish.WORK or (slots.slots and not slots.able()):
                 return
             self._cancel(slots, leaser)
@@ -226,12 +242,17 @@ class Coordinator:
         leaser.want(0 if away else lifecycle.lease_more(lifecycle.lease_target(len(load), self._mean_s), there))
 
     def _cancel(self, slots: Slots, leaser: Leaser) -> None:
-        """Pass on what should be cancelled; what waits here is sorted out when its turn comes."""
+        """Pass on what should be cancelled; return what waits here."""
+        waiting = set()
         while leaser.cancelled:
             key = leaser.cancelled.popleft()
-            if key not in self._cancelling and key in leaser.held:
+            if key not in self._held:
+                waiting.add(key)  # or it has ended, or is being prepared: then we are told of it again
+            elif key not in self._cancelling:
                 self._cancelling.add(key)
                 slots.cancel(*key)
+        if waiting:
+            self._give_back(leaser, leaser.drop(waiting))
 
     # -- taking ---------------------------------------------------------------------------------
 
@@ -239,7 +260,6 @@ class Coordinator:
         now = time.time()
         while leaser.refused:
             task, error = leaser.refused.popleft()
-            leaser.held.discard((task["_id"], task["attempt"]))
             committer.put([Ended(task, None, records.refusal(task, error, 0, self._host, now))])
         for event in events:
             if isinstance(event, ledger.Finished):
@@ -251,7 +271,6 @@ class Coordinator:
                 log.error("slot %d is lost: %s", event.slot, event.reason)
                 self._asked_back.discard(event.slot)
                 lost = [self._held.pop(key) for key in event.keys]
-                leaser.held.difference_update(event.keys)
                 committer.put(
                     Ended(h.task, h, records.lost_result(h.task, event.reason, self._host, now)) for h in lost
                 )
@@ -262,7 +281,6 @@ class Coordinator:
         ended = []
         for finished in results:
             held = self._held.pop(finished.key)
-            leaser.held.discard(finished.key)
             result = finished.result()
             if result.outcome is Outcome.CANCELLED and finished.key not in self._cancelling:
                 result = result._replace(outcome=Outcome.LOST)  # we ended it, nobody asked to cancel it
@@ -299,6 +317,8 @@ class Coordinator:
     def _empty(self, slots: Slots, leaser: Leaser, committer: Committer, fenced: bool) -> None:
         """Return what has not begun, and wait for what has, unless it should end now."""
         leaser.want(0)
+        if self.wish is not Wish.WORK:
+            slots.announce_end()
         self._give_back(leaser, leaser.drop_waiting())
         for rank in slots.able():
             slots.recall(rank)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pilot import calls, functions, source
@@ -184,7 +184,7 @@ class CommandTask:
         project = current_project()
         spec = self._spec(project)
         with bar(f"submitting {spec.name}", count) as advance:
-            return project.submit((replace(spec, id=project.new_id()) for _ in range(count)), advance)
+            return project.submit((spec._replace(id=project.new_id()) for _ in range(count)), advance)
 
     def _spec(self, project: Project) -> TaskSpec:
         options = self.options

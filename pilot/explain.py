@@ -205,11 +205,13 @@ def _history(facts: Facts) -> list[str]:
 def refusal(needs: Resources, pilot: Pilot) -> str:
     """Return why a pilot takes no task with these needs; empty if it does."""
     if not placement.fits(needs, pilot.slot_cores):
-        return f"it needs {needs.cores} cores, and the slots there have {pilot.slot_cores}"
+        return f"{needs.cores} cores are needed, the slots there have {pilot.slot_cores}"
     if pilot.draining:
-        return "that pilot is ending and takes nothing new"
-    if not lifecycle.fits_before(needs.walltime_s, 0.0, pilot.left_s) and needs.walltime_s and pilot.left_s:
-        return f"its walltime is {_span(needs.walltime_s)}, and that pilot ends in {_span(pilot.left_s)}"
+        return "the pilot is ending and takes nothing new"
+    if not lifecycle.fits_before(needs.walltime_s, 0.0, pilot.left_s):
+        return (
+            f"a walltime of {_span(needs.walltime_s or 0.0)} is needed, the pilot ends in {_span(pilot.left_s or 0.0)}"
+        )
     return ""
 
 

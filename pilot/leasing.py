@@ -11,7 +11,8 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,7 +31,10 @@ IDLE_S = 2.0
 """How often an idle pool looks for work without a hint."""
 CLASSES_S = 1.0
 """How long the list of ready classes is believed."""
+STORE_LOST_S = 900.0
+"""With the store away for so long the pool ends itself; what it could not write is in its spool."""
 MISSED_S = 5.0
+
 """An attempt leased under the token for so long and not held is returned: the reply to its lease was lost."""
 
 
@@ -41,9 +45,11 @@ class Leaser:
         store: the database.
         token: the lease token; its pool document exists.
         preparer: verifies and completes what was leased.
+        pilot: whose agent must go on heartbeating.
         slot_cores: cores of one slot.
         end_at: when the pilot ends (seconds since the epoch), or None.
         beat_s: heartbeat period.
+        ttl_s: a heartbeat unchanged for so long means death.
         wake: called, from a thread, when there is something for the main loop.
         failed: called, from a thread, with an error that ends the pool.
     """
@@ -54,9 +60,11 @@ class Leaser:
         token: str,
         preparer: Preparer,
         *,
+        pilot: str,
         slot_cores: int,
         end_at: float | None,
         beat_s: float,
+        ttl_s: float,
         wake: Callable[[], None],
         failed: Callable[[BaseException], None],
     ) -> None:
@@ -66,18 +74,22 @@ class Leaser:
         self._slot_cores = slot_cores
         self._end_at = end_at
         self._beat_s = beat_s
+        self._pilot = pilot
+        self._agent: lifecycle.Watch[str] = lifecycle.Watch(ttl_s)
         self._wake_main = wake
         self._failed = failed
         self._ready: deque[Held] = deque()
         self.refused: deque[Refused] = deque()
         self.cancelled: deque[Key] = deque()
         self.held: set[Key] = set()
-        """Attempts this process answers for, from their lease to their end; the main loop takes them out."""
+        """Attempts this process answers for, from their lease until their end is in the store or they are returned."""
         self.stats: dict[str, Any] = {}
         """What the heartbeat reports; the main loop fills it."""
         self.ticked = time.monotonic()
         """When the main loop last went round: without it the heartbeat stops."""
         self.fenced = threading.Event()
+        self.orphaned = threading.Event()
+        """The agent is gone, or the store for so long that nobody can know: nobody will ever end this pool."""
         self.store_seen = time.monotonic()
         self._bucket = bucket_of(token)
         self._wanted = 0
@@ -131,6 +143,12 @@ class Leaser:
     def put_first(self, again: Sequence[Held]) -> None:
         """Put back attempts that a slot returned; they go out first."""
         self._ready.extendleft(reversed(again))
+
+    def drop(self, keys: Container[Key]) -> list[Key]:
+        """Take out those of `keys` that wait for a slot, to be returned."""
+        waiting = self.take(len(self._ready))
+        self.put_first([held for held in waiting if held.item.key not in keys])
+        return [held.item.key for held in waiting if held.item.key in keys]
 
     def drop_waiting(self) -> list[Key]:
         """Take out everything that waits for a slot, to be returned."""
@@ -226,9 +244,18 @@ class Leaser:
             try:
                 pilots.beat_pool(self._store, self.token, dict(self.stats))
                 self._compare()
+                self._look_at_agent()
                 self.store_seen = time.monotonic()
             except StoreError as exc:
                 log.warning("cannot report: %s", exc)
+                self._agent.failed()
+                if time.monotonic() - self.store_seen > STORE_LOST_S:
+                    self.orphaned.set()
+
+    def _look_at_agent(self) -> None:
+        beat = pilots.beat_of(self._store, self._pilot)
+        if beat is None or self._agent.look({self._pilot: beat}, time.monotonic()):
+            self.orphaned.set()
 
     def _compare(self) -> None:
         """Return what is leased under the token and not held: the answer to its lease was lost.

@@ -10,8 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pilot.errors import InvalidInput
 from pilot.states import Kind, Outcome
@@ -136,27 +135,35 @@ def parse_size(value: str | int, name: str = "memory") -> int:
 _CLASS = re.compile(r"c(\d+)(?:m(\d+))?(?:w(\d+(?:\.\d+)?))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class _Resources(NamedTuple):
+    cores: int
+    memory_bytes: int | None
+    walltime_s: float | None
+
+
+class Resources(_Resources):
     """What one task asks for.
 
     Args:
         cores: CPU cores, at least 1.
         memory_bytes: limit of the task's data segment, or None for no limit.
         walltime_s: seconds after which it is killed, or None for no limit.
+
+    Raises:
+        InvalidInput: one of them is not above zero; the message names it.
     """
 
-    cores: int = 1
-    memory_bytes: int | None = None
-    walltime_s: float | None = None
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.cores, int) or isinstance(self.cores, bool) or self.cores < 1:
-            raise InvalidInput(f"cores {self.cores!r} is not a whole number above zero")
-        if self.memory_bytes is not None:
-            parse_size(self.memory_bytes, "memory")
-        if self.walltime_s is not None:
-            parse_duration(self.walltime_s, "walltime")
+    def __new__(cls, cores: int = 1, memory_bytes: int | None = None, walltime_s: float | None = None) -> Self:
+        """Check and keep what is asked for."""
+        if not isinstance(cores, int) or isinstance(cores, bool) or cores < 1:
+            raise InvalidInput(f"cores {cores!r} is not a whole number above zero")
+        if memory_bytes is not None:
+            parse_size(memory_bytes, "memory")
+        if walltime_s is not None:
+            parse_duration(walltime_s, "walltime")
+        return super().__new__(cls, cores, memory_bytes, walltime_s)
 
     @classmethod
     def of(
@@ -221,8 +228,10 @@ class Input(NamedTuple):
     links: tuple[Link, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+_NOTHING: Mapping[str, str] = {}  # a mapping proxy cannot be pickled
+
+
+class Command(NamedTuple):
     """A program to run.
 
     Args:
@@ -237,9 +246,9 @@ class Command:
     argv: tuple[str, ...]
     shell: bool = False
     cwd: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    outputs: Mapping[str, str] = field(default_factory=dict)
+    env: Mapping[str, str] = _NOTHING
+    files: Mapping[str, str] = _NOTHING
+    outputs: Mapping[str, str] = _NOTHING
 
     def document(self) -> dict[str, Any]:
         """Return it as plain data, the form that is signed and stored."""
@@ -261,8 +270,7 @@ class Command:
         )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSpec:
+class TaskSpec(NamedTuple):
     """One task to submit. `id` is unique in the project; parents are the tasks its inputs link to."""
 
     id: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def main(argv: list[str]) -> int:
     """Be what the arguments and the launcher say; return the exit code of a child, else do not return."""
     if argv[1] == "--child":
         return _child(argv[2], int(argv[3]), argv[4])
-    config: dict[str, Any] = json.loads(Path(argv[1]).read_text())
+    config = _read(argv[1])
     from pilot.executors.pool.identity import rank_from_environment
 
     rank = rank_from_environment(os.environ)
@@ -31,9 +30,10 @@ def main(argv: list[str]) -> int:
     guarded(lambda: _coordinator(config))
 
 
-def _folder(config: dict[str, Any]) -> Path:
-    settings = config["settings"]
-    return Path(settings["root"]) / ".pilot" / "pilots" / str(settings["pilot"])
+def _read(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        config: dict[str, Any] = json.load(file)
+    return config
 
 
 def _child(path: str, rank: int, host: str) -> int:
@@ -41,15 +41,14 @@ def _child(path: str, rank: int, host: str) -> int:
     from pilot.store.objects import Objects
 
     ends = inherit()
-    config: dict[str, Any] = json.loads(Path(path).read_text())
-    root = Path(config["settings"]["root"])
-    folder = root / ".pilot"
-    serve(ends, Place(rank, rank, host, str(root), str(folder / "work")), Objects(folder / "objects"))
+    root = str(_read(path)["settings"]["root"])
+    serve(ends, Place(rank, rank, host, root, f"{root}/.pilot/work"), Objects(f"{root}/.pilot/objects"))
     return 0
 
 
 def _slot(path: str, config: dict[str, Any], rank: int) -> int:
     import socket
+    from pathlib import Path
 
     from pilot.executors.pool.worker import run
     from pilot.executors.run.handle import Child
@@ -60,7 +59,8 @@ def _slot(path: str, config: dict[str, Any], rank: int) -> int:
     host = socket.gethostname()
     argv = [sys.executable, "-P", "-m", "pilot.pool_main", "--child", path, str(rank), host]
     env = child_environment(os.environ, config["launch"], settings["slot_cores"])
-    output = Output(slot_file(_folder(config) / "output", host, rank))
+    folder = Path(settings["root"]) / ".pilot" / "pilots" / settings["pilot"]
+    output = Output(slot_file(folder / "output", host, rank))
     child = Child(argv, env, output, rank, host)
     child.start()
     return run(child, settings["slots"] + 1, host)
@@ -68,6 +68,7 @@ def _slot(path: str, config: dict[str, Any], rank: int) -> int:
 
 def _coordinator(config: dict[str, Any]) -> int:
     import gc
+    from pathlib import Path
 
     from pilot import log, signing
     from pilot.config import load_project
@@ -87,7 +88,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     settings = PoolSettings(
         pilot=told["pilot"], launch=config["launch"], site=told["site"], control=Path(config["control"]),
         spool=project.spool_folder, slot_cores=told["slot_cores"], end_at=told["end_at"], beat_s=told["beat_s"],
-        drain_s=told["drain_s"], stop_s=told["stop_s"],
+        ttl_s=told["ttl_s"], drain_s=told["drain_s"], stop_s=told["stop_s"],
     )  # fmt: skip
     world = start(told["slots"] + 1)
     signer = signing.Signer(signing.load_key(project.key_file), project.id)

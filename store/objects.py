@@ -13,10 +13,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from pilot.errors import EncodingError, InvalidInput, ObjectCorrupt, ObjectMissing, ObjectStoreFull
 from pilot.values import Encoded, digest, hasher
@@ -34,10 +32,10 @@ class Objects:
         root: the directory; its parent exists.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.fspath(root)
 
-    def path(self, hash: str) -> Path:
+    def path(self, hash: str) -> str:
         """Return where the object is, or would be.
 
         Raises:
@@ -45,11 +43,11 @@ class Objects:
         """
         if not _HASH.fullmatch(hash):  # it may come from outside, and becomes a path
             raise InvalidInput(f"{hash!r} is not the hash of an object: expected 64 hexadecimal digits")
-        return self.root / hash[:2] / hash[2:]
+        return f"{self.root}/{hash[:2]}/{hash[2:]}"
 
     def exists(self, hash: str) -> bool:
         """Whether the object is there; says nothing of its bytes."""
-        return self.path(hash).is_file()
+        return os.path.isfile(self.path(hash))
 
     def size(self, hash: str) -> int:
         """Return the object's size in bytes.
@@ -58,7 +56,7 @@ class Objects:
             ObjectMissing: it is not there.
         """
         with self._found(hash) as path:
-            return path.stat().st_size
+            return os.stat(path).st_size
 
     def get(self, hash: str, verify: bool = True) -> bytes | memoryview:
         """Return the object's bytes; of a large one, a read-only view of the mapped file.
@@ -75,7 +73,7 @@ class Objects:
             data = _map(file.fileno()) if size > _MAPPED else file.read()
         if verify and digest(data) != hash:
             raise ObjectCorrupt(
-                f"the object {str(path)!r} does not have the hash that names it: the file is damaged; "
+                f"the object {path!r} does not have the hash that names it: the file is damaged; "
                 "remove it and run again the task that made it"
             )
         return data
@@ -95,22 +93,23 @@ class Objects:
                 self._write(path, encoded)
         return encoded.hash
 
-    def _touch(self, path: Path, size: int) -> bool:
+    def _touch(self, path: str, size: int) -> bool:
         """Renew an existing object; False if it is not there or was cut short."""
         try:
             os.utime(path)
-            if path.stat().st_size != size:
+            if os.stat(path).st_size != size:
                 return False
         except FileNotFoundError:  # also when collection took it between the two calls
             return False
-        _sync_directory(path.parent)  # its writer may not have come so far
+        _sync_directory(os.path.dirname(path))  # its writer may not have come so far
         return True
 
-    def _write(self, path: Path, encoded: Encoded) -> None:
-        temporary = self.root / "tmp" / secrets.token_hex(16)
-        new = not path.parent.is_dir()
-        for directory in (self.root, temporary.parent, path.parent):
-            directory.mkdir(mode=0o700, exist_ok=True)
+    def _write(self, path: str, encoded: Encoded) -> None:
+        temporary, folder = f"{self.root}/tmp/{os.urandom(16).hex()}", os.path.dirname(path)
+        new = not os.path.isdir(folder)
+        for directory in (self.root, f"{self.root}/tmp", folder):
+            with suppress(FileExistsError):
+                os.mkdir(directory, 0o700)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         try:
             try:
@@ -123,28 +122,28 @@ class Objects:
             with suppress(OSError):
                 os.unlink(temporary)
             raise
-        _sync_directory(path.parent)
+        _sync_directory(os.path.dirname(path))
         if new:
             _sync_directory(self.root)
 
     @contextmanager
-    def _found(self, hash: str) -> Iterator[Path]:
+    def _found(self, hash: str) -> Iterator[str]:
         path = self.path(hash)
         try:
             yield path
         except FileNotFoundError as exc:
-            raise ObjectMissing(f"the object repository has no file {str(path)!r}") from exc
+            raise ObjectMissing(f"the object repository has no file {path!r}") from exc
 
     @contextmanager
-    def _full_is_named(self, path: Path) -> Iterator[None]:
+    def _full_is_named(self, path: str) -> Iterator[None]:
         try:
             yield
         except OSError as exc:
             if exc.errno not in _FULL:
                 raise
             raise ObjectStoreFull(
-                f"cannot store the object {str(path)!r}: {exc.strerror}; "
-                f"make room under {str(self.root)!r}, then repeat"
+                f"cannot store the object {path!r}: {exc.strerror}; "
+                f"make room under {self.root!r}, then repeat"
             ) from exc
 
 
@@ -174,7 +173,7 @@ def _map(descriptor: int) -> memoryview:
     return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
 
 
-def _sync_directory(path: Path) -> None:
+def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -42,6 +42,13 @@ def beat(store: Store, pilot: str, fields: Document) -> Document:
     return found
 
 
+@translating("read a pilot's heartbeat")
+def beat_of(store: Store, pilot: str) -> int | None:
+    """Return a pilot's heartbeat, None if it is not in the store."""
+    found: Document | None = store.pilots.find_one({"_id": pilot}, {"beat": 1})
+    return None if found is None else int(found["beat"])
+
+
 @translating("ask pilots to drain")
 def drain(store: Store, pilots: Iterable[str], now: bool = False) -> int:
     """Ask pilots to take no more work and end; `now`: without finishing what runs. Return how many live."""

@@ -55,6 +55,8 @@ def insert(store: Store, records: Sequence[RawBSONDocument]) -> dict[str, Outcom
         StoreFull: free space, then repeat.
     """
     there: dict[str, Outcome] = {}
+    if not records:
+        return there
     try:
         store.provenance.insert_many(records, ordered=False)
     except BulkWriteError as exc:

@@ -16,6 +16,7 @@ from pilot.errors import ServerNotFound
 from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
+from tests import queue_rig
 
 # -- services that a machine may lack ---------------------------------------------------------------
 
@@ -101,3 +102,25 @@ def wipe(store: Store) -> None:
     """Delete everything but the schema."""
     for name in ("tasks", "provenance", "functions", "environments", "pilots", "pools", "events"):
         store.database[name].delete_many({})
+
+
+# -- the queue --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def a(store: Store) -> str:
+    """Return the token of a live pool."""
+    return queue_rig.open_pool(store, "pool-a")
+
+
+@pytest.fixture
+def b(store: Store) -> str:
+    """Return the token of another live pool."""
+    return queue_rig.open_pool(store, "pool-b")
+
+
+@pytest.fixture
+def raced(store: Store, mongod_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, queue_rig.Commands]]:
+    """Return a second way into the same database, and what counts its commands and can do something before each."""
+    with queue_rig.listening(mongod_uri, store.database.name, monkeypatch) as opened:
+        yield opened

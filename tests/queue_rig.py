@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -151,6 +151,36 @@ def quiesce(store: Store) -> None:
     raise AssertionError(f"after 1000 rounds there is still something to reconcile: {marked}")
 
 
+# -- operations that may be repeated ---------------------------------------------------------------
+
+
+def repeated(store: Store, operation: Callable[[], object]) -> None:
+    """Do something, do it again, and make sure that the second time changed nothing."""
+    operation()
+    once = whole(store)
+    operation()
+    assert whole(store) == once
+
+
+def untouched(store: Store, operation: Callable[[], object]) -> None:
+    """Make sure that an operation changes nothing."""
+    before = whole(store)
+    operation()
+    assert whole(store) == before
+
+
+def force(store: Store, name: str, what: str) -> None:
+    """Bring a task that is ready into a state, through a pool of its own; `cancelled` as a person does."""
+    if what == "cancelled":
+        tasks.cancel(store, [name], NOW)
+    elif what != "ready":
+        token = open_pool(store, f"pool-of-{name}")
+        held = lease(store, token)
+        tasks.give_back(store, token, [key for key in held.items() if key[0] != name])
+        if what != "leased":
+            commit(store, token, {(name, held[name]): {"done": Outcome.SUCCEEDED, "failed": Outcome.FAILED}[what]})
+
+
 # -- a store that counts, fails, is raced --------------------------------------------------------------
 
 
@@ -213,10 +243,10 @@ _WRITES = frozenset({"insert_one", "insert_many", "update_one", "update_many", "
 class Faulty:
     """A collection whose writes go wrong: `fault` is called with the number of each, before and after it."""
 
-    def __init__(self, real: Any, fault: Callable[[int, str], None]) -> None:
+    def __init__(self, real: Any, numbers: Iterator[int], fault: Callable[[int, str], None]) -> None:
         self._real = real
+        self._numbers = numbers
         self._fault = fault
-        self.writes = 0
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._real, name)
@@ -224,8 +254,7 @@ class Faulty:
             return method
 
         def write(*args: Any, **kwargs: Any) -> Any:
-            self.writes += 1
-            number = self.writes
+            number = next(self._numbers)
             self._fault(number, "before")
             result = method(*args, **kwargs)
             self._fault(number, "after")
@@ -236,16 +265,10 @@ class Faulty:
 
 @contextmanager
 def faulty(store: Store, fault: Callable[[int, str], None]) -> Iterator[None]:
-    """Let the writes of tasks and records go wrong."""
+    """Let the writes of tasks and records, numbered from 1, go wrong."""
     real = store.tasks, store.provenance
-    shared = Faulty(None, fault)
-
-    def count(_: int, when: str) -> None:
-        if when == "before":
-            shared.writes += 1
-        fault(shared.writes, when)
-
-    store.tasks, store.provenance = Faulty(real[0], count), Faulty(real[1], count)  # type: ignore[assignment]
+    numbers = itertools.count(1)
+    store.tasks, store.provenance = (Faulty(one, numbers, fault) for one in real)  # type: ignore[assignment]
     try:
         yield
     finally:
@@ -262,11 +285,8 @@ def crash_after(store: Store, writes: int) -> Iterator[list[bool]]:
             crashed.append(True)
             raise Crash
 
-    with faulty(store, fault):
-        try:
-            yield crashed
-        except Crash:
-            pass
+    with faulty(store, fault), suppress(Crash):
+        yield crashed
 
 
 def answers_lost(number: int, when: str) -> None:

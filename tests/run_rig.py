@@ -26,7 +26,7 @@ from tests import run_tasks
 
 ENTRY = str(Path(__file__).parent / "run_entry.py")
 REPOSITORY = str(Path(__file__).parent.parent)
-FAST = Settings(start_s=30.0, delays_s=(0.05, 0.05), rest_s=5.0, grace_s=0.5, hold_s=0.3)
+FAST = Settings(start_s=30.0, delays_s=(0.05, 0.05), rest_s=5.0, grace_s=0.5, cancel_grace_s=0.5, hold_s=0.3)
 
 
 class Rig:

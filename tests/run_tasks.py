@@ -166,6 +166,11 @@ def move_output(file: str) -> None:
     print("into the file")
 
 
+def unblock_output() -> None:
+    """What some programs do to a standard output that they share with us."""
+    os.set_blocking(1, False)
+
+
 def replace_environ() -> None:
     os.environ = {"ONLY": "this"}  # type: ignore[assignment]  # noqa: B003
 

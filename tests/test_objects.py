@@ -29,7 +29,7 @@ def objects(tmp_path: Path) -> Iterator[Objects]:
     """Make a repository; afterwards no temporary file is left and every object has its hash."""
     made = Objects(tmp_path / "objects")
     yield made
-    files = [path for path in made.root.rglob("*") if path.is_file()]
+    files = [path for path in Path(made.root).rglob("*") if path.is_file()]
     for path in files:
         assert path.parent.name != "tmp"
         if not path.name.endswith("damaged"):
@@ -50,17 +50,17 @@ def test_what_is_put_is_got(objects: Objects, data: bytes) -> None:
 
 def test_nothing_is_made_before_the_first_object(objects: Objects) -> None:
     assert not objects.exists(SOMEBODY)
-    assert not objects.root.exists()
+    assert not Path(objects.root).exists()
 
 
 def test_only_the_owner_reads(objects: Objects) -> None:
     before = os.umask(0)
     try:
-        path = objects.path(objects.put(encode(b"secret")))
+        path = Path(objects.path(objects.put(encode(b"secret"))))
     finally:
         os.umask(before)
     assert stat.S_IMODE(path.stat().st_mode) == 0o400
-    for directory in (path.parent, objects.root, objects.root / "tmp"):
+    for directory in (path.parent, Path(objects.root), Path(objects.root) / "tmp"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
 
 
@@ -80,7 +80,7 @@ def test_parts_are_written_in_pieces(objects: Objects, monkeypatch: pytest.Monke
     for parts in ((b"b", b"0123456789" * 5), (b"b", memoryview(bytearray(b"0123456789" * 5)))):
         name = objects.put(Encoded.of(parts))
         assert objects.get(name) == b"b" + b"0123456789" * 5
-        objects.path(name).unlink()
+        Path(objects.path(name)).unlink()
 
 
 @pytest.mark.parametrize("hash", ["", "ab", "../" * 20 + "etc/passwd", "A" * 64, "0" * 63 + "\n", "0" * 65, "0/" * 32])
@@ -100,7 +100,7 @@ def test_a_missing_object(objects: Objects) -> None:
 
 
 def test_an_object_is_written_once_and_touched_again(objects: Objects) -> None:
-    path = objects.path(objects.put(encode(b"x")))
+    path = Path(objects.path(objects.put(encode(b"x"))))
     os.utime(path, (1, 1))
     inode = path.stat().st_ino
     objects.put(encode(b"x"))
@@ -110,7 +110,7 @@ def test_an_object_is_written_once_and_touched_again(objects: Objects) -> None:
 
 def test_an_object_that_was_cut_short_is_written_again(objects: Objects) -> None:
     encoded = encode(b"x" * 100)
-    path = objects.path(objects.put(encoded))
+    path = Path(objects.path(objects.put(encoded)))
     path.chmod(0o600)
     os.truncate(path, 10)
     with pytest.raises(ObjectCorrupt):
@@ -126,7 +126,7 @@ def test_an_object_that_was_cut_short_is_written_again(objects: Objects) -> None
 @pytest.mark.parametrize("how", ["flip", "truncate", "extend", "empty"])
 def test_damaged_bytes_are_never_served(objects: Objects, size: int, how: str) -> None:
     name = objects.put(encode(b"x" * size))
-    path = objects.path(name)
+    path = Path(objects.path(name))
     path.chmod(0o600)
     data = bytearray(path.read_bytes())
     changed = {"truncate": data[:-1], "extend": data + b"x", "empty": b""}.get(how)
@@ -199,10 +199,10 @@ def test_a_full_disk_leaves_nothing_behind(small_disk: Path) -> None:
     kept = [objects.put(encode(bytes([n]) * 100_000)) for n in range(8)]
     with pytest.raises(ObjectStoreFull, match="No space left on device; make room under"):
         objects.put(encode(bytes(400_000)))
-    assert list((objects.root / "tmp").iterdir()) == []
+    assert list((Path(objects.root) / "tmp").iterdir()) == []
     for name in kept:
         objects.get(name)
-    objects.path(kept[0]).unlink()
+    Path(objects.path(kept[0])).unlink()
     assert objects.put(encode(b"z" * 50_000))  # room was made
 
 
@@ -222,7 +222,7 @@ for n in range(60):
 
 
 def test_racing_writers_agree(objects: Objects) -> None:
-    argv = [sys.executable, "-c", WRITER, str(objects.root)]
+    argv = [sys.executable, "-c", WRITER, objects.root]
     writers = [subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) for _ in range(5)]
     try:
         for writer in writers:
@@ -241,7 +241,7 @@ def test_racing_writers_agree(objects: Objects) -> None:
 def test_writers_and_a_collector(objects: Objects) -> None:
     """What `put` says is stored is there, unless it was removed after `put` had touched it."""
     encoded = encode(b"x" * 1000)
-    path = objects.path(encoded.hash)
+    path = Path(objects.path(encoded.hash))
     stop = threading.Event()
     problems: list[str] = []
 
@@ -271,14 +271,14 @@ def test_writers_and_a_collector(objects: Objects) -> None:
 def test_a_killed_writer_leaves_no_object(objects: Objects) -> None:
     code = f"import sys; sys.stdin = open(0)\n{WRITER}"
     for delay in (0.0, 0.005, 0.01, 0.02):
-        writer = subprocess.Popen([sys.executable, "-c", code, str(objects.root)], stdin=subprocess.PIPE, text=True)
+        writer = subprocess.Popen([sys.executable, "-c", code, objects.root], stdin=subprocess.PIPE, text=True)
         assert writer.stdin is not None
         with writer.stdin:
             writer.stdin.write("go\n")
-        while not objects.root.exists() and writer.poll() is None:
+        while not Path(objects.root).exists() and writer.poll() is None:
             time.sleep(0.001)
         time.sleep(delay)
         writer.kill()
         writer.wait()
-    for path in (objects.root / "tmp").iterdir():
+    for path in (Path(objects.root) / "tmp").iterdir():
         path.unlink()  # a temporary file may stay; the fixture checks that every object is whole

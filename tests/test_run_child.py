@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+import pilot.context
+from pilot.errors import PilotError
 from pilot.executors.run.handle import Child, Item
 from pilot.functions import describe
 from pilot.model import Blob
@@ -142,6 +144,11 @@ def test_context(rig: Rig) -> None:
     assert rig.value(rig.one(item)) == [
         item.task, 1, "context", str(rig.root / "project"), 1, 3, "testhost", None,
     ]  # fmt: skip
+
+
+def test_no_context_outside_a_task() -> None:
+    with pytest.raises(PilotError, match="outside of one"):
+        pilot.context.current()
 
 
 # -- failures that are only failures ----------------------------------------------------------------

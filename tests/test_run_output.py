@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,14 @@ def test_output_moved_elsewhere_does_not_stay_there(rig: Rig, tmp_path: Path) ->
     assert moved.log is None
     assert (tmp_path / "file").read_text() == "into the file\n"
     assert _text(after) == "here"
+
+
+def test_output_made_non_blocking_does_not_stay_so(rig: Rig) -> None:
+    code = "import os; os.set_blocking(1, False)"
+    for item in (rig.function(run_tasks.unblock_output), rig.command(sys.executable, "-c", code)):
+        _, after = rig.run(item, rig.function(run_tasks.print_much, 2_000_000))
+        assert after.log
+        assert (after.outcome, after.log.length) == (Outcome.SUCCEEDED, 2_000_000)
 
 
 def test_output_of_a_crash_is_its_own(rig: Rig) -> None:

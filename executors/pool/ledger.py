@@ -92,7 +92,8 @@ class Slot:
     @property
     def able(self) -> bool:
         """Whether it takes work."""
-        return self.hello is not None and self.failing is None and not self.stopping and self.lost is None
+        up = self.hello is not None and self.lost is None and not self.gone
+        return up and self.failing is None and not self.stopping
 
 
 class Ledger:

@@ -22,7 +22,7 @@ MESSAGE_BYTES = 4 << 20
 """Items beyond this go in a further message, so that no slot waits long for the first."""
 
 WAITS_S = (50e-6, 10e-3)
-"""Shortest and longest sleep between two looks for messages."""
+"""Shortest and longest sleep between two looks for messages; see `Backoff`."""
 BUSY_WAIT_S = 2e-3
 """Longest sleep while any attempt is in hand."""
 NEAR_WAITS_S = (1e-3, 50e-3)

@@ -36,7 +36,10 @@ class AwakeClock:
 
 
 class Backoff:
-    """How long to sleep next: from `shortest_s`, half as long again each time, up to `longest_s`."""
+    """How long to sleep next: from `shortest_s`, half as long again each time, up to `longest_s`.
+
+    From there it creeps up to twice as long: 70 steps, so who is idle for a second is taken to stay so.
+    """
 
     __slots__ = ("_longest_s", "_next_s", "_shortest_s")
 
@@ -51,7 +54,10 @@ class Backoff:
     def step(self) -> float:
         """Return the time to sleep now and lengthen the next one."""
         now_s = self._next_s
-        self._next_s = min(now_s * 1.5, self._longest_s)
+        if now_s < self._longest_s:
+            self._next_s = min(now_s * 1.5, self._longest_s)
+        elif now_s < 2 * self._longest_s:
+            self._next_s = now_s * 1.01
         return now_s
 
 

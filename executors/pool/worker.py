@@ -25,7 +25,7 @@ from pilot.executors.pool.world import EXIT_ALONE, World, start
 from pilot.executors.run.handle import Child, Item, Key
 
 WAITS_S = (200e-6, 10e-3)
-"""Shortest and longest sleep between two looks for messages."""
+"""Shortest and longest sleep between two looks for messages; see `Backoff`."""
 NEAR_WAITS_S = (1e-3, 50e-3)
 """The same if rank 0 is on this host and rings when it sends something."""
 SENDING_WAIT_S = 1e-3

@@ -146,6 +146,7 @@ class _Runner:
         if ended is None:
             self._guard.restore(work.task)
         else:
+            self._guard.restore_pipe()
             self._guard.note_leftovers(work.task)
         result = Result(
             work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,

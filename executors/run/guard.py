@@ -11,6 +11,7 @@ import _thread
 import contextlib
 import ctypes
 import faulthandler
+import fcntl
 import os
 import signal
 import sys
@@ -52,6 +53,7 @@ class Guard:
 
     def __init__(self, workdir: str) -> None:
         self._pipe = os.dup(1)
+        self._pipe_flags = fcntl.fcntl(self._pipe, fcntl.F_GETFL) & ~os.O_NONBLOCK
         self._streams = self._open_streams()
         self._workdir = os.open(workdir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         os.fchdir(self._workdir)
@@ -121,6 +123,11 @@ class Guard:
         LIBC.fflush(None)  # what C and Fortran printed
         os.dup2(self._pipe, 1)
         os.dup2(self._pipe, 2)
+        self.restore_pipe()
+
+    def restore_pipe(self) -> None:
+        """Make the output pipe blocking: some programs set that off, for all who share it."""
+        fcntl.fcntl(self._pipe, fcntl.F_SETFL, self._pipe_flags)
 
     def _restore_environment(self) -> None:
         os.environ = self._environ  # noqa: B003  the object itself, if it was replaced

@@ -24,6 +24,7 @@ from pilot.states import Outcome
 
 _LOOK_S = 0.25
 """Longest time between two looks at a child that has work: its death is silent while a grandchild lives on."""
+_RETRY_S = 0.05
 _SILENT_S = 1.0
 """A child whose channel is closed but which does not end within this time is killed."""
 
@@ -96,6 +97,8 @@ class Keeper:
             walltime_s = p.sent[0][1].walltime_s
             if walltime_s is not None:
                 times.append(p.began + walltime_s)
+        if self.waiting and p and not p.sent and not self._stopping:
+            times.append(now + _RETRY_S)  # the system had no room for a packet
         if self._graves or (p and p.silent_since is not None):
             times.append(now + 0.01)
         return min(times, default=None)
@@ -203,7 +206,7 @@ class Keeper:
                 return False
         if not p.sent or p.sent[0][1].key != key:
             return False
-        self._stopping = Stopping(p.sent[0][1], outcome, self._settings.grace_s, now)
+        self._stopping = Stopping(p.sent[0][1], outcome, self._settings, now)
         self._step(p, self._stopping, now)
         return True
 

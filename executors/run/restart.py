@@ -29,27 +29,31 @@ class Settings:
     rest_s: float = 30.0
     """Pause after `poll` raised, before the next series of starts."""
     grace_s: float = 2.0
-    """Between SIGTERM and SIGKILL for an attempt that is stopped."""
+    """Between SIGTERM and SIGKILL for an attempt that has reached its walltime."""
+    cancel_grace_s: float = 1.0
+    """The same for one that is cancelled: somebody waits."""
     hold_s: float = 1.0
     """How long an unexplained death by TERM or KILL waits for the news that the pilot is ending."""
 
 
 class Stopping:
-    """An attempt that is being stopped: first asked where it is, then asked to end, then killed.
+    """An attempt that is being stopped: asked where it is (at its walltime), then asked to end, then killed.
 
     Args:
         item: the attempt, which has begun.
         outcome: `timeout` or `cancelled`.
-        grace_s: time between SIGTERM and SIGKILL.
+        settings: times between the signals.
         now: time of a monotonic clock.
     """
 
-    def __init__(self, item: Item, outcome: Outcome, grace_s: float, now: float) -> None:
+    def __init__(self, item: Item, outcome: Outcome, settings: Settings, now: float) -> None:
         self.key: Key = item.key
         self.outcome = outcome
         self.next_at = now
         """When `step` has something to do."""
-        dump = [(signal.SIGQUIT, False, _DUMP_S)] if item.function else []
+        late = outcome is Outcome.TIMEOUT
+        dump = [(signal.SIGQUIT, False, _DUMP_S)] if late and item.function else []
+        grace_s = settings.grace_s if late else settings.cancel_grace_s
         self._steps = [*dump, (signal.SIGTERM, True, grace_s), (signal.SIGKILL, True, _GONE_S)]
 
     def step(self, now: float) -> tuple[int, bool] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -20,10 +20,12 @@ from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
 STORE_S = 10.0
 """How long a command waits for the store before it says that it does not answer."""
+
+_ROOM = 16
+"""Width that a clipped column keeps in any case."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -130,26 +132,57 @@ def console(stderr: bool = False) -> Console:
     return made
 
 
-def table(*columns: str, right: tuple[str, ...] = (), fold: str = "") -> Table:
-    """Return an empty table without lines.
+class Rows:
+    """A table without lines that never breaks a row: one column, the last by custom, is clipped where room ends.
 
     Args:
-        columns: the headings; all but `fold` keep their width.
+        columns: the headings; none is shown if all are empty.
         right: those of numbers.
-        fold: the one that is clipped when the terminal is narrow.
+        clip: the heading of the column to clip; None: the last one.
     """
+
+    def __init__(self, *columns: str, right: Collection[str] = (), clip: str | None = None) -> None:
+        self._columns = columns
+        self._right = right
+        self._clip = len(columns) - 1 if clip is None else columns.index(clip)
+        self._rows: list[tuple[str, ...]] = []
+
+    def add(self, *cells: str) -> None:
+        """Add a row; cells are in rich's markup."""
+        self._rows.append(cells)
+
+    def print(self, out: Console) -> None:
+        """Print it as wide as the terminal allows."""
+        from rich.table import Table
+        from rich.text import Text
+
+        heads = any(self._columns)
+        made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0), show_header=heads)
+        lines = [self._columns, *self._rows] if heads else self._rows
+        widths = [max(Text.from_markup(cell).cell_len for cell in cells) for cells in zip(*lines, strict=True)]
+        room = out.width - sum(widths) - 2 * (len(widths) - 1) + widths[self._clip] if widths else 0
+        for number, name in enumerate(self._columns):
+            made.add_column(
+                name, justify="right" if name in self._right else "left", no_wrap=True, overflow="ellipsis",
+                max_width=max(_ROOM, room) if number == self._clip else None,
+            )  # fmt: skip
+        for cells in self._rows:
+            made.add_row(*cells)
+        out.print(made)
+
+
+def points(out: Console, lines: Iterable[str], mark: str = "→") -> None:
+    """Print plain lines with a mark before each; on a terminal they are folded between words, and indented."""
+    from rich.padding import Padding
     from rich.table import Table
 
-    made = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for column in columns:
-        made.add_column(
-            column,
-            justify="right" if column in right else "left",
-            no_wrap=True,
-            overflow="ellipsis" if column == fold else "fold",
-            min_width=None if column == fold else 4,
-        )
-    return made
+    for line in lines:
+        if not out.is_terminal:
+            out.print(f"{mark} {escaped(line)}")
+            continue
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_row(f"[dim]{mark}[/]", escaped(line))
+        out.print(Padding(grid, 0))
 
 
 def escaped(words: object) -> str:

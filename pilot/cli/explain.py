@@ -6,7 +6,7 @@ import click
 
 from pilot.cli import facts as reading
 from pilot.cli import text
-from pilot.cli.common import Command, console, emit, escaped, json_option, now, opened
+from pilot.cli.common import Command, console, emit, escaped, json_option, now, opened, points
 from pilot.cli.completion import tasks as complete_tasks
 from pilot.explain import reasons
 from pilot.store import tasks
@@ -27,5 +27,4 @@ def explain(task: str, as_json: bool) -> None:
         return
     out = console()
     out.print(f"[bold]{doc['_id']}[/] {escaped(doc['name'])} is {text.styled(doc['state'])}")
-    for line in lines:
-        out.print(f"  {escaped(line)}", soft_wrap=True)
+    points(out, lines, "·")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pilot import signing
 from pilot.agent import PilotSettings, new_pilot_id
 from pilot.config import ProjectConfig, load_site
 from pilot.errors import InvalidInput, PilotDied
@@ -45,14 +46,18 @@ class Local:
         """How often its pool was started."""
         return len(list(self.folder.glob("pool-*.json")))
 
+    def agent_said(self) -> str:
+        """Return the last line that the agent wrote before there was a log, which is why it could not begin."""
+        try:
+            lines = (self.folder / "agent.out").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return lines[-1].removeprefix(f"pilot {self.id}: ") if lines else ""
+
     def last_words(self) -> list[str]:
-        """Return the end of what its latest pool said, or else of what its agent said."""
-        pools = sorted(self.folder.glob("pool-*.log"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in (*pools, self.folder / "agent.out", self.folder / "agent.log"):
-            try:
-                lines = path.read_text(errors="replace").strip().splitlines()
-            except OSError:
-                continue
+        """Return the end of what its latest pool said."""
+        for path in sorted(self.folder.glob("pool-*.log"), key=lambda path: path.stat().st_mtime, reverse=True):
+            lines = path.read_text(errors="replace").strip().splitlines()
             if lines:
                 return lines[-_LAST_LINES:]
         return []
@@ -84,9 +89,10 @@ def start(
 
     Raises:
         ConfigError: there is no such site.
+        ProjectError: the project's key is missing or open to others.
         InvalidInput: the site needs a batch system.
-        PilotDied: the agent ended at once.
     """
+    signing.load_key(config.key_file)  # else its agent would find out, and be asked for its last words
     machine = load_site(site)
     if machine.name != "local":
         raise InvalidInput(f"cannot start a pilot on site {site!r}: only 'local' is there so far")
@@ -121,7 +127,7 @@ def await_up(store: Store, pilot: Local, deadline_s: float = UP_S, stopped: Call
             return False
         problem = ""
         if not pilot.alive:
-            problem = reason_of(store, pilot) or "its agent ended"
+            problem = reason_of(store, pilot) or pilot.agent_said() or "its agent ended"
         elif pilot.starts > TRIES:
             problem = f"its pool died {TRIES} times"
         elif time.monotonic() > deadline:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pilot.cli import fleet, launch, text
-from pilot.cli.common import Command, console, duration, emit, escaped, json_option, now, opened, table, tell
+from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell
 from pilot.cli.completion import pilots as complete_pilots
 from pilot.errors import PilotDied
 from pilot.store import pilots as store_pilots
 from pilot.store.mongo import Store
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 100
+"""Columns of a terminal that has room for everything."""
 
 
 @click.command(cls=Command)
@@ -153,24 +160,33 @@ def pilots(live: bool, limit: int, as_json: bool) -> None:
     elif not views:
         click.echo("no pilot is up; `pilot up` starts one" if live else "no pilot yet; `pilot up` starts one")
     else:
-        console().print(listing(views, reasons=True))
+        print_pilots(console(), views, reasons=True)
 
 
-def listing(views: list[fleet.View], reasons: bool = False) -> Any:
-    """Return a table of pilots."""
+def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = False) -> None:
+    """Print a table of pilots; a narrow terminal gets fewer columns."""
     moment = now()
-    columns = ["pilot", "state", "site", "host", "slots", "busy", "rate", "heartbeat", "started", "ends"]
-    shown = table(*columns, *(["why it ended"] if reasons else []), right=("slots", "busy"), fold="why it ended")
+    wide = out.width >= _WIDE
+    columns = ["pilot", "state", *(["site"] if wide else []), "host", "slots", "busy", "rate", "heartbeat"]
+    columns += [*(["started"] if wide else []), "ends", *(["why it ended"] if reasons else [])]
+    rows = Rows(*columns, right=("slots", "busy"))
     for view in views:
-        live = view.live or view.state == "silent"
-        cores = f" × {view.slot_cores}" if view.slot_cores > 1 else ""
-        row = [
-            view.id, state(view), view.site, view.host, f"{view.slots}{cores}", str(view.busy) if live else "",
-            text.rate(view.rate) if live and view.up else "", heartbeat(view), f"{text.age(view.started, moment)} ago",
-            ends(view),
-        ]  # fmt: skip
-        shown.add_row(*row, *([escaped(text.line(view.reason, 200))] if reasons else []))
-    return shown
+        live = view.live or view.state in ("silent", "dead")
+        cells = {
+            "pilot": f"[bold]{view.id}[/]",
+            "state": state(view),
+            "site": escaped(view.site),
+            "host": escaped(text.line(view.host, 24)),
+            "slots": str(view.slots) + (f" × {view.slot_cores}" if view.slot_cores > 1 else ""),
+            "busy": str(view.busy) if live else "",
+            "rate": text.rate(view.rate) if live and view.rate else "",
+            "heartbeat": heartbeat(view),
+            "started": f"{text.age(view.started, moment)} ago",
+            "ends": ends(view),
+            "why it ended": escaped(text.line(view.reason, 200)),
+        }
+        rows.add(*(cells[column] for column in columns))
+    rows.print(out)
 
 
 def state(view: fleet.View) -> str:

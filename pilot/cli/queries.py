@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from pilot.model import official_record
@@ -28,7 +28,7 @@ def version(store: Store) -> str:
 def clock(store: Store) -> datetime:
     """Return what time it is for the server (UTC)."""
     moment: datetime = store.database.command("hello")["localTime"]
-    return moment
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # a command's answer ignores the codec's zone
 
 
 def _in_state(state: State) -> Document:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pilot.cli import text
-from pilot.cli.common import console, escaped, now, table
+from pilot.cli.common import Rows, console, escaped, now
 from pilot.model import Resources, official_record
 
 Document = dict[str, Any]
@@ -49,22 +49,21 @@ def print_all(found: Found, everything: bool) -> None:
     out = console()
     reason = f", {task['reason']}" if task.get("reason", task["state"]) != task["state"] else ""
     out.print(f"[bold]{task['_id']}[/]  {escaped(text.line(task['name']))}  {text.styled(task['state'])}{reason}")
-    rows = table("", "")
-    rows.show_header = False
+    rows = Rows("", "")
     if task.get("message"):
-        rows.add_row("message", escaped(task["message"]))
+        rows.add("message", escaped(task["message"]))
     if found.function is not None:
-        rows.add_row("function", escaped(_function(found.function)))
+        rows.add("function", escaped(_function(found.function)))
     if task.get("command"):
-        rows.add_row("command", escaped(_command(task["command"])))
-    rows.add_row("needs", _needs(task))
+        rows.add("command", escaped(_command(task["command"])))
+    rows.add("needs", _needs(task))
     if task.get("tags"):
-        rows.add_row("tags", escaped(" ".join(task["tags"])))
-    rows.add_row("submitted", f"{text.age(task['submitted'], moment)} ago, {text.iso(task['submitted'])}")
+        rows.add("tags", escaped(" ".join(task["tags"])))
+    rows.add("submitted", f"{text.age(task['submitted'], moment)} ago, {text.iso(task['submitted'])}")
     if task.get("pending"):
         shown = ", ".join(task["pending"][:4]) + (" …" if len(task["pending"]) > 4 else "")
-        rows.add_row("waits for", f"{text.count(len(task['pending']), 'task')}: {shown}")
-    out.print(rows)
+        rows.add("waits for", f"{text.count(len(task['pending']), 'task')}: {shown}")
+    rows.print(out)
     official = official_record(task)
     shown_records = found.records if everything else found.records[-1:]
     if len(shown_records) < len(found.records):
@@ -112,17 +111,16 @@ def _print_record(out: Any, found: Found, record: Document, official: bool, ever
     when = f", {text.age(finished, moment)} ago" if finished else ""
     mark = " [dim](official record)[/]" if official else ""
     out.print(f"[bold]attempt {record['attempt']}[/]  {text.styled(record['outcome'])}{when}{mark}")
-    rows = table("", "")
-    rows.show_header = False
-    rows.add_row("record", f"{record['_id']}, {_signature(found.trusted[record['_id']])}")
-    rows.add_row("where", escaped(_place(record)))
-    rows.add_row("time", _times(record))
+    rows = Rows("", "")
+    rows.add("record", f"{record['_id']}, {_signature(found.trusted[record['_id']])}")
+    rows.add("where", escaped(_place(record)))
+    rows.add("time", _times(record))
     environment = found.environments.get(record.get("environment", ""))
     if environment is not None:
-        rows.add_row("software", escaped(_software(environment)))
+        rows.add("software", escaped(_software(environment)))
     if record.get("exit_code") is not None:
-        rows.add_row("exit code", str(record["exit_code"]))
-    out.print(rows)
+        rows.add("exit code", str(record["exit_code"]))
+    rows.print(out)
     _print_values(out, "inputs", record["inputs"], everything, found.sources)
     _print_values(out, "outputs", record["outputs"], everything, {})
     _print_exception(out, record.get("exception"))
@@ -130,7 +128,7 @@ def _print_record(out: Any, found: Found, record: Document, official: bool, ever
 
 
 def _signature(problem: str) -> str:
-    return f"[red]signature does not fit: {escaped(problem)}[/]" if problem else "signature fits"
+    return f"[red]its signature {escaped(problem)}[/]" if problem else "signature fits"
 
 
 def _place(record: Document) -> str:
@@ -173,13 +171,12 @@ def _print_values(
         return
     count = entries["count"] if isinstance(entries, Mapping) else len(entries)
     shown = shown_of(entries, everything)
-    rows = table("", "", "")
-    rows.show_header = False
+    rows = Rows("", "", "")
     for entry in shown:
-        rows.add_row(*_value(entry, sources))
+        rows.add(*_value(entry, sources))
     out.print(f"{title} [dim]({count:,})[/]" if count > 1 else title)
     if shown:
-        out.print(rows)
+        rows.print(out)
     if len(shown) < count:
         out.print(f"  [dim]… {count - len(shown):,} more (--all shows them)[/]")
 
@@ -221,13 +218,12 @@ def _print_inputs_to_be(out: Any, task: Document) -> None:
     entries = task["inputs"]
     if isinstance(entries, Mapping) or not entries:
         return
-    rows = table("", "", "")
-    rows.show_header = False
+    rows = Rows("", "", "")
     for entry in shown_of(entries, False):
         links = entry.get("links", ())
         linked = f"← {', '.join(str(link[1]) for link in links[:3])}{' …' if len(links) > 3 else ''}" if links else ""
-        rows.add_row(f"  {escaped(entry['name'])}", escaped(text.value(entry)), escaped(linked))
+        rows.add(f"  {escaped(entry['name'])}", escaped(text.value(entry)), escaped(linked))
     out.print("inputs")
-    out.print(rows)
+    rows.print(out)
     if len(entries) > MOST:
         out.print(f"  [dim]… {len(entries) - MOST + 2:,} more[/]")

@@ -71,7 +71,7 @@ def _distrust(config: ProjectConfig, record: Document) -> str:
     try:
         records.verify(record, signing.Signer(signing.load_key(config.key_file), config.id))
     except SignatureError as exc:
-        return str(exc)
+        return f"does not fit: {exc}"
     except PilotError as exc:
         return f"cannot be checked: {exc}"
     return ""

@@ -11,8 +11,8 @@ import click
 from pilot import explain
 from pilot.cli import facts, fleet, queries, text
 from pilot.cli import store as store_cli
-from pilot.cli.common import Command, Opened, console, emit, escaped, json_option, now, opened, table
-from pilot.cli.pilots import listing
+from pilot.cli.common import Command, Opened, Rows, console, emit, escaped, json_option, now, opened, points
+from pilot.cli.pilots import print_pilots
 from pilot.states import State
 from pilot.store import spool, tasks
 
@@ -95,19 +95,20 @@ def _document(found: _Overview) -> dict[str, Any]:
 def _print(found: _Overview) -> None:
     out = console()
     config = found.opened.config
-    rows = table("", "")
-    rows.show_header = False
-    rows.columns[1].no_wrap = False
-    rows.add_row("project", f"[bold]{escaped(config.name)}[/]  [dim]{escaped(config.root)}[/]")
-    rows.add_row("store", escaped(store_cli.sentence(found.store)))
-    rows.add_row("tasks", _tasks(found))
+    rows = Rows("", "")
+    rows.add("project", f"[bold]{escaped(config.name)}[/]  [dim]{escaped(config.root)}[/]")
+    rows.add("store", escaped(store_cli.sentence(found.store)))
+    words, bar = _tasks(found)
+    rows.add("tasks", words)
+    if bar:
+        rows.add("", bar)
     if found.spool:
-        batches = text.count(sum(found.spool.values()), "batch").replace("batchs", "batches")
-        rows.add_row("spool", f"[yellow]{batches} of results wait for the store[/]")
-    out.print(rows)
+        batches = text.count(sum(found.spool.values()), "batch", "batches")
+        rows.add("spool", f"[yellow]{batches} of results wait for the store[/]")
+    rows.print(out)
     if found.live:
         out.print()
-        out.print(listing(found.live))
+        print_pilots(out, found.live)
     died = [view for view in found.pilots if _died(view, found.at)]
     for view in died[:3]:
         first = view.reason.splitlines()[0] if view.reason else view.state
@@ -120,8 +121,7 @@ def _print(found: _Overview) -> None:
     hints = _hints(found)
     if hints:
         out.print()
-    for hint in hints:
-        out.print(f"[dim]→[/] {escaped(hint)}", soft_wrap=True)
+    points(out, hints)
 
 
 def _died(view: fleet.View, at: datetime) -> bool:
@@ -130,15 +130,16 @@ def _died(view: fleet.View, at: datetime) -> bool:
     return view.state == "lost" or view.reason.startswith(("its pool died", "cannot start"))
 
 
-def _tasks(found: _Overview) -> str:
+def _tasks(found: _Overview) -> tuple[str, str]:
+    """Return the numbers, and a bar of them."""
     total = sum(found.counts.values())
     if not total:
-        return "none yet"
+        return "none yet", ""
     order = (State.DONE, State.LEASED, State.READY, State.WAITING, State.CANCELLED, State.FAILED)
     words = [f"[{text.STYLES[s]}]{found.counts[s]:,} {s.value}[/]" for s in order if found.counts[s]]
     rate = f"   [dim]{text.rate(found.rate)}[/]" if found.rate else ""
     bar = "".join(f"[{text.STYLES[s]}]{'━' * width}[/]" for s, width in _widths(found.counts, order).items())
-    return f"{total:,}: {', '.join(words)}{rate}\n{bar}"
+    return f"{total:,}: {', '.join(words)}{rate}", bar
 
 
 def _widths(counts: dict[State, int], order: tuple[State, ...]) -> dict[State, int]:
@@ -158,13 +159,12 @@ def _print_problems(out: Any, found: _Overview) -> None:
         else "[red]failed[/]"
     )
     out.print(f"{title}" + (f"[dim], and {found.upstream:,} more because of them[/]" if found.upstream else ""))
-    rows = table("", "", "", "why", fold="why")
-    rows.show_header = False
+    rows = Rows("", "", "", "")
     for doc in found.problems:
         ended = f"{text.age(doc['ended'], found.at)} ago" if doc.get("ended") else ""
         error = escaped(text.line(found.errors.get(doc["_id"], ""), 200))
-        rows.add_row(f"  [bold]{doc['_id']}[/]", escaped(text.line(doc["name"], 24)), f"[dim]{ended}[/]", error)
-    out.print(rows)
+        rows.add(f"  [bold]{doc['_id']}[/]", escaped(text.line(doc["name"], 24)), f"[dim]{ended}[/]", error)
+    rows.print(out)
 
 
 def _hints(found: _Overview) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pilot.cli import queries, text
-from pilot.cli.common import Command, console, emit, escaped, json_option, now, opened, table
+from pilot.cli.common import Command, Rows, console, emit, escaped, json_option, now, opened
 from pilot.model import official_record
 from pilot.states import State
 from pilot.store import tasks as store_tasks
@@ -42,7 +42,7 @@ def tasks(state: str | None, tag: str | None, limit: int, as_json: bool) -> None
     tags = any("tags" in doc for doc in docs)
     reasons = any("reason" in doc for doc in docs)
     columns = ["task", "name", "state", "attempt", *(["tags"] if tags else []), "age", *(["reason"] if reasons else [])]
-    shown = table(*columns, right=("attempt", "age"), fold="reason" if reasons else "name")
+    rows = Rows(*columns, right=("attempt", "age"), clip="reason" if reasons else "name")
     for doc in docs:
         row = [
             f"[bold]{doc['_id']}[/]", escaped(text.line(doc["name"], 40)), text.styled(doc["state"]),
@@ -51,9 +51,9 @@ def tasks(state: str | None, tag: str | None, limit: int, as_json: bool) -> None
         ]  # fmt: skip
         if reasons:
             row.append(escaped(text.line(errors.get(doc["_id"], ""), 200)))
-        shown.add_row(*row)
+        rows.add(*row)
     out = console()
-    out.print(shown)
+    rows.print(out)
     if more:
         out.print(f"[dim]… the newest {limit}; --limit shows more, --state and --tag fewer[/]")
 

@@ -57,9 +57,9 @@ def size(count: int) -> str:
     return f"{value / 1024:.3g} TiB"
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, what: str, many: str = "") -> str:
     """Return ``1 task`` or ``1,204 tasks``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what if number == 1 else many or what + 's'}"
 
 
 def rate(per_s: float) -> str:
