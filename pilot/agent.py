@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -162,7 +163,12 @@ class Agent:
         self._pilots_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)
         self._signals: set[int] = set()
         self._wish = ""
+        self._asked = ("", "")
+        """What the pilot's document asks for, and why; the beating thread sets it."""
+        self._ending = threading.Event()
         self._store_seen = time.monotonic()
+        self._away = False
+        """Whether the last call to the store found it away."""
         self._idle_since: float | None = None
         self._reason = ""
 
@@ -171,18 +177,34 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._note_signal)
         self._register()
-        self._start_pool()
-        beaten = watched = reconciled = 0.0
+        beating = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
+        beating.start()
+        try:
+            self._start_pool()
+            self._supervise()
+        finally:
+            if self._pool is not None:  # an error that nobody expected: nobody would look after the pool
+                self._pool.kill()
+                kill_orphans("PILOT_POOL", self._pool.launch)
+            self._ending.set()
+        beating.join(10.0)
+        state = PilotState.ENDED
+        self._guarded(
+            "write the final state", lambda: pilots.end(self._store, self._settings.pilot, state, self._reason)
+        )
+        logger.info("pilot %s ended: %s", self._settings.pilot, self._reason)
+        return 0 if self._wish else 1
+
+    def _supervise(self) -> None:
+        """Look after the pool, and after what the dead have left, until there is no pool any more."""
+        watched = reconciled = 0.0
         while self._pool is not None:
             now = time.monotonic()
             self._mind_signals()
-            if now - beaten >= self._settings.beat_s:
-                beaten = now
-                self._guarded("report", self._beat)
-            if now - watched >= min(self._settings.ttl_s / 4, 5.0):
+            if not self._away and now - watched >= min(self._settings.ttl_s / 4, 5.0):
                 watched = now
                 self._guarded("look after others", self._look_after_others)
-            if now - reconciled >= RECONCILE_S or reconciled == 0.0:
+            if not self._away and (now - reconciled >= RECONCILE_S or reconciled == 0.0):
                 reconciled = now
                 self._guarded("reconcile", lambda: dependants.reconcile(self._store))
             if now - self._store_seen > STORE_LOST_S and not self._wish:
@@ -191,12 +213,6 @@ class Agent:
             if code is not None:
                 self._pool_ended(code)
             time.sleep(TICK_S)
-        state = PilotState.ENDED
-        self._guarded(
-            "write the final state", lambda: pilots.end(self._store, self._settings.pilot, state, self._reason)
-        )
-        logger.info("pilot %s ended: %s", self._settings.pilot, self._reason)
-        return 0 if self._wish else 1
 
     # -- signals and wishes -----------------------------------------------------------------------
 
@@ -204,6 +220,9 @@ class Agent:
         self._signals.add(number)
 
     def _mind_signals(self) -> None:
+        wish, reason = self._asked
+        if wish:
+            self._end_by(wish, reason)
         if self._signals:
             names = ", ".join(signal.Signals(n).name for n in sorted(self._signals))
             hurry = signal.SIGTERM in self._signals and self._settings.site != "local"
@@ -238,19 +257,31 @@ class Agent:
         try:
             action()
             self._store_seen = time.monotonic()
-        except Fenced as exc:
-            self._end_by("now", str(exc))
+            self._away = False
         except StoreError as exc:
+            self._away = True
             self._pools_watch.failed()
             self._pilots_watch.failed()
             logger.warning("cannot %s: %s", what, exc)
+        except OSError as exc:
+            logger.error("cannot %s: %s", what, exc)
 
-    def _beat(self) -> None:
-        state = PilotState.DRAINING if self._wish else PilotState.RUNNING
-        doc = pilots.beat(self._store, self._settings.pilot, {"state": state.value})
-        if doc.get("drain"):
-            self._end_by(doc["drain"], "asked by `pilot down`")
-        self._mind_idleness()
+    def _beat_loop(self) -> None:
+        """Heartbeat, on a thread of its own: cleaning up after others may take longer than the time-to-live."""
+        while not self._ending.is_set():
+            state = PilotState.DRAINING if self._wish else PilotState.RUNNING
+            try:
+                doc = pilots.beat(self._store, self._settings.pilot, {"state": state.value})
+                if doc.get("drain"):
+                    self._asked = doc["drain"], "asked by `pilot down`"
+                self._store_seen = time.monotonic()
+                self._away = False
+            except Fenced as exc:
+                self._asked = "now", str(exc)
+            except StoreError as exc:
+                self._away = True
+                logger.warning("cannot report: %s", exc)
+            self._ending.wait(self._settings.beat_s)
 
     def _mind_idleness(self) -> None:
         idle_s = self._settings.idle_s
@@ -269,15 +300,25 @@ class Agent:
         beats = pilots.pool_beats(self._store)
         for token in self._pools_watch.look(beats, now):
             reason = f"its heartbeat stood still for {self._settings.ttl_s:g} s"
+            mine = token in [doc["_id"] for doc in pilots.pools(self._store, self._settings.pilot)]
             if pilots.fence(self._store, token, beats[token], reason):
                 logger.warning("pool %s is dead: %s", token, reason)
+                if mine and self._pool is not None:
+                    self._pool.kill()  # it hangs; what it runs is lost, and the next pool can do better
         for name in self._pilots_watch.look(pilots.pilot_beats(self._store), now):
             pilots.end(self._store, name, PilotState.LOST, f"its heartbeat stood still for {self._settings.ttl_s:g} s")
         self._reap()
+        self._mind_idleness()
 
     def _reap(self) -> None:
+        """Replay what dead pools have spooled, and return what is leased under their tokens."""
+        folder = self._config.spool_folder
+        spooled = spool.waiting(folder).keys()
+        for token in spooled - pilots.pool_beats(self._store).keys():
+            if count := spool.replay(self._store, folder, token):
+                logger.warning("replayed %d results of dead pool %s", count, token)
         for token in pilots.dead_tokens(self._store):
-            spool.replay(self._store, self._config.spool_folder, token)
+            spool.replay(self._store, folder, token)
             count = pilots.reap(self._store, token, self._lost_record)
             logger.warning("returned %d leases of dead pool %s", count, token)
 
@@ -309,8 +350,8 @@ class Agent:
         assert pool is not None
         count = kill_orphans("PILOT_POOL", pool.launch)
         logger.info("pool %s ended with exit code %d; %d orphans killed", pool.launch, code, count)
-        if code != 0 or not self._wish:
-            self._guarded("return a dead pool's leases", lambda: self._bury(pool, code))
+        self._guarded("return a dead pool's leases", lambda: self._bury(pool, code))
+        self._mind_signals()
         if self._wish or (code == 0 and self._over()):
             self._reason = self._reason or "its time was over"
             self._wish = self._wish or "drain"
@@ -326,17 +367,24 @@ class Agent:
             self._pool = None
             return
         logger.warning("pool %s died (exit code %d); next start in %g s", pool.launch, code, delay)
-        self._sleep(delay)
-        self._start_pool()
+        self._pause(delay)
+        if self._wish:
+            self._pool = None
+        else:
+            self._start_pool()
 
     def _over(self) -> bool:
         end_at = self._settings.end_at
         return end_at is not None and time.time() > end_at - self._settings.drain_s
 
-    def _sleep(self, seconds: float) -> None:
+    def _pause(self, seconds: float) -> None:
+        """Wait before the next start of a pool, and until the store is there: without it the pool would only die."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not self._signals:
+        while (time.monotonic() < deadline or self._away) and not self._wish:
             time.sleep(TICK_S)
+            self._mind_signals()
+            if time.monotonic() - self._store_seen > STORE_LOST_S:
+                self._end_by("now", f"the store has been away for {STORE_LOST_S:.0f} s")
 
     def _bury(self, pool: PoolProcess, code: int) -> None:
         """Void the token of a pool that is certainly dead, replay its spool, return its leases."""

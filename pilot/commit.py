@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -42,6 +43,15 @@ class Ended(NamedTuple):
     result: Result
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Records on their way to the store, what they stand for, and where they are spooled, if they are."""
+
+    raws: Sequence[RawRecord]
+    ends: Sequence[End]
+    spooled: Path | None = None
+
+
 class Committer:
     """Writes what `put` gives it, in order. Use as a context manager: leaving it writes all that is left.
 
@@ -51,6 +61,7 @@ class Committer:
         place: pool and pilot of the records.
         spool: where records wait when the store is away.
         put: writes an object.
+        held: attempts that this process answers for; those that are written are taken out.
         failed: called, from the writing thread, with an error that ends the pool.
     """
 
@@ -61,6 +72,7 @@ class Committer:
         place: records.Place,
         spool: Spool,
         put: records.Put,
+        held: set[tuple[str, int]],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._store = store
@@ -68,6 +80,7 @@ class Committer:
         self._place = place
         self._spool = spool
         self._put = put
+        self._held = held
         self._failed = failed
         self._chain = records.Chain(place.token)
         self._queue: deque[Ended] = deque()
@@ -132,7 +145,7 @@ class Committer:
                 if self._closing:
                     break
                 continue
-            self._commit(*self._encode(batch))
+            self._commit(self._encode(batch))
         self._write_done = True
         self._wake_release.set()
 
@@ -147,7 +160,7 @@ class Committer:
                 time.sleep(min(left, 0.005))
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
-    def _encode(self, batch: Sequence[Ended]) -> tuple[list[RawRecord], list[End]]:
+    def _encode(self, batch: Sequence[Ended]) -> _Batch:
         raws = []
         ends = []
         token = self._place.token
@@ -165,7 +178,7 @@ class Committer:
             raws.append(raw)
             outcome = result.outcome if stored is doc else Outcome.FAILED
             ends.append(End(task["_id"], result.attempt, token, outcome, task.get("client")))
-        return raws, ends
+        return _Batch(raws, ends)
 
     def _minimal(self, doc: Document, why: str) -> Document:
         log.warning("record %s cannot be stored: %s", doc["_id"], why)
@@ -173,42 +186,55 @@ class Committer:
         self._chain.close(small)
         return small
 
-    def _commit(self, raws: Sequence[RawRecord], ends: list[End]) -> None:
-        """Write one batch; while the store is away, spool it and try again."""
-        spooled = None
-        while True:
+    def _commit(self, batch: _Batch) -> None:
+        """Write one batch; while the store is away, spool it and all that comes behind it, and try again."""
+        backlog = deque([batch])
+        while backlog:
             try:
-                ends = provenance.settle(self._store, raws, ends)
+                ends = provenance.settle(self._store, backlog[0].raws, backlog[0].ends)
                 tasks.finish(self._store, ends, datetime.now(UTC))
-                break
             except (StoreUnavailable, StoreFull) as exc:
                 if self.away_since is None:
                     self.away_since = time.monotonic()
                     log.warning("cannot write results, spooling them: %s", exc)
-                if spooled is None:
-                    spooled = self._spool_or_complain(raws)
+                self._spool_all(backlog)
                 if self._closing:
                     return
                 time.sleep(RETRY_S)
+            except BaseException:
+                self._spool_all(backlog)
+                raise
+            else:
+                self._written(backlog.popleft(), ends)
+
+    def _written(self, batch: _Batch, ends: Sequence[End]) -> None:
+        """Note that a batch is durable in the store."""
         if self.away_since is not None:
             log.warning("the store is back after %.1f s", time.monotonic() - self.away_since)
             self.away_since = None
-        if spooled is not None:
-            spooled.unlink(missing_ok=True)
+        if batch.spooled is not None:
+            self._spool.remove(batch.spooled)
+        self._held.difference_update([(end.task, end.attempt) for end in ends])
         with self._lock:
-            self.unwritten -= len(raws)
+            self.unwritten -= len(ends)
         good = sum(end.outcome in GOOD for end in ends)
         self.counts["done"] += good
         self.counts["other"] += len(ends) - good
         self._released.append([end.task for end in ends])
         self._wake_release.set()
 
-    def _spool_or_complain(self, raws: Sequence[RawRecord]) -> Path | None:
-        try:
-            return self._spool.write(raws)
-        except OSError as exc:
-            log.error("cannot spool %d results to %s: %s; they stay in memory", len(raws), self._spool.folder, exc)
-            return None
+    def _spool_all(self, backlog: deque[_Batch]) -> None:
+        """Take everything that waits behind, and spool what is not spooled yet."""
+        while self._queue:
+            backlog.append(self._encode([self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]))
+        for batch in backlog:
+            if batch.spooled is None:
+                try:
+                    batch.spooled = self._spool.write(batch.raws)
+                except OSError as exc:
+                    folder, count = self._spool.folder, sum(len(one.raws) for one in backlog if one.spooled is None)
+                    log.error("cannot spool %d results to %s: %s; they stay in memory", count, folder, exc)
+                    return
 
     def _release_loop(self) -> None:
         """Release dependants behind the writes; what fails here is found by its marker in the next sweep."""

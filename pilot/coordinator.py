@@ -27,7 +27,6 @@ from pilot.leasing import Leaser
 from pilot.model import new_token
 from pilot.prepare import Held, Preparer
 from pilot.states import Outcome, PilotState, PoolState
-
 from pilot.store import pilots, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects

@@ -33,9 +33,15 @@ def register(store: Store, pilot: str, fields: Document) -> None:
 
 @translating("report a pilot's heartbeat")
 def beat(store: Store, pilot: str, fields: Document) -> Document:
-    """Count the heartbeat up, set `fields`, and return the document (``drain`` tells what is asked of it)."""
+    """Count the heartbeat up, set `fields`, and return the document (``drain`` tells what is asked of it).
+
+    A pilot that was taken for lost is back by it; one that has written its end is not.
+
+    Raises:
+        Fenced: it is not in the store, or has ended.
+    """
     found: Document | None = store.pilots.find_one_and_update(
-        {"_id": pilot}, {"$inc": {"beat": 1}, "$set": {**fields, "seen": datetime.now(UTC)}}, return_document=True
+        {"_id": pilot, "state": {"$ne": PilotState.ENDED.value}}, {"$inc": {"beat": 1}, "$set": {**fields, "seen": datetime.now(UTC)}}, return_document=True
     )
     if found is None:
         raise Fenced(f"pilot {pilot!r} is no longer in the store")

@@ -39,6 +39,7 @@ class Spool:
         Raises:
             OSError: the disk is full or gone; the records are still the caller's.
         """
+        new = not self.folder.is_dir()
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._count += 1
         path = self.folder / f"{self._count:08d}.bson"
@@ -55,9 +56,15 @@ class Spool:
                 partial.unlink()  # half a batch is of no use, and takes what little room there is
             raise
         _sync(self.folder)
-        if self._count == 1:
+        if new:
             _sync(self.folder.parent)
         return path
+
+    def remove(self, path: Path) -> None:
+        """Delete a batch that is in the store now, and the folder if it was the last one."""
+        path.unlink(missing_ok=True)  # somebody who took us for dead may have replayed it
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
 
 def _sync(folder: Path) -> None:

@@ -28,6 +28,12 @@ def mark(a0: str, a1: str) -> None:
     time.sleep(0.0005)
 
 
+def mark_and_leave(a0: str, a1: str) -> None:
+    """Append a word to a file and end the process without a word."""
+    mark(a0, a1)
+    os._exit(3)
+
+
 def leave(a0: int) -> None:
     """End the process without a word."""
     os._exit(a0)

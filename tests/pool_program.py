@@ -53,13 +53,11 @@ class Game:
     def __init__(self, folder: Path, expected: int, options: dict[str, Any]) -> None:
         from pilot.executors.pool import slots, world
 
-        self.world = world.start(expected)
+        self.world = world.start(expected, options.get("doorbell", True))
         self.folder = folder
         self.options = options
         settings = slots.Settings(silence_s=options.get("silence_s", 60.0), ping_s=options.get("ping_s", 5.0))
-        self.slots = slots.Slots(
-            self.world.transport(options.get("doorbell", True)), self.world.library, code, settings
-        )
+        self.slots = slots.Slots(self.world.transport(), self.world.library, code, settings)
         self.outcomes: dict[str, list[str]] = {}
         self.returned: list[str] = []
         self.events: list[Any] = []
@@ -150,6 +148,22 @@ def throughput(game: Game) -> None:
     game.report["cpu_us_per_task"] = dict(zip(("rank", "child", "rank0"), spent, strict=True))
 
 
+def busy(game: Game) -> None:
+    """Keep every slot busy with sleeping tasks; report how busy they were."""
+    each, seconds = game.options.get("each", 10), game.options.get("seconds", 1.0)
+    able = game.slots.able()
+    wait_begun(game, 2.0)
+    begin = time.monotonic()
+    left = {slot: [make_item(f"s{slot}-{i}", "sleep", seconds) for i in range(each)] for slot in able}
+    for slot in able:
+        game.slots.dispatch(slot, [left[slot].pop() for _ in range(2)])
+    while len(game.outcomes) < each * len(able):
+        for event in game.poll():
+            if type(event).__name__ == "Finished" and left[event.slot]:
+                game.slots.dispatch(event.slot, [left[event.slot].pop()])
+    game.report["busy"] = each * seconds / (time.monotonic() - begin)
+
+
 def latency(game: Game) -> None:
     """Run single tasks on an idle pool."""
     times = []
@@ -164,10 +178,14 @@ def latency(game: Game) -> None:
 
 
 def recall(game: Game) -> None:
-    """Recall while tasks run, many times; what came back goes to another slot. Each runs exactly once."""
-    count = game.options.get("count", 1500)
+    """Recall while tasks run, many times; what came back goes to another slot. Each runs exactly once.
+
+    With `deadly`, that share of the tasks ends its child.
+    """
+    count, deadly = game.options.get("count", 1500), game.options.get("deadly", 0.0)
     marks = str(game.folder / "marks")
-    items = {f"t{i}": make_item(f"t{i}", "mark", marks, f"t{i}") for i in range(count)}
+    names = ["mark_and_leave" if random.random() < deadly else "mark" for _ in range(count)]
+    items = {f"t{i}": make_item(f"t{i}", name, marks, f"t{i}") for i, name in enumerate(names)}
     able = game.slots.able()
     for slot in able:
         game.slots.dispatch(slot, [items[f"t{i}"] for i in range(count) if i % len(able) == slot - 1])
@@ -188,6 +206,7 @@ def recall(game: Game) -> None:
     game.report["recalled"] = again
     ran = Path(marks).read_text().split()
     game.report["ran"], game.report["ran_distinct"] = len(ran), len(set(ran))
+    game.report["deadly"] = names.count("mark_and_leave")
 
 
 def empty(game: Game) -> None:
@@ -196,6 +215,7 @@ def empty(game: Game) -> None:
     wait_begun(game, 0.3)
     game.slots.recall(1)
     game.until(lambda: len(game.returned) == 30)
+    game.report["order"] = game.returned == [f"t{i}" for i in range(30)]
     game.report["left"] = list(game.slots.in_hand(1))
     game.until(lambda: "long" in game.outcomes)
     number = game.slots.recall(1)
@@ -355,8 +375,8 @@ def storm(expected: int, folder: Path, options: dict[str, Any]) -> int:
     from pilot.executors.pool import world
     from pilot.executors.pool.messages import Failing
 
-    here = world.start(expected)
-    transport = here.transport(options.get("doorbell", True))
+    here = world.start(expected, options.get("doorbell", True))
+    transport = here.transport()
     peers = range(1, here.size) if here.rank == 0 else range(1)
     count, size = options.get("count", 60), options.get("size", 1_000_000)
     got: dict[int, list[str]] = {peer: [] for peer in peers}

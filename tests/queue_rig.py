@@ -189,12 +189,17 @@ class Commands(CommandListener):
 
     def __init__(self) -> None:
         self.count: Counter[str] = Counter()
-        self.before: Callable[[str], None] = lambda _: None
+        self.before: Callable[[str], object] = lambda _: None
+        self.errors: list[Exception] = []
+        """What `before` raised: the driver would only print it."""
 
     def started(self, event: CommandStartedEvent) -> None:
         if event.command_name in ("find", "getMore", "insert", "update", "delete", "aggregate", "distinct", "count"):
             self.count[event.command_name] += 1
-            self.before(event.command_name)
+            try:
+                self.before(event.command_name)
+            except Exception as exc:  # noqa: BLE001
+                self.errors.append(exc)
 
     def succeeded(self, event: CommandSucceededEvent) -> None: ...
 
@@ -229,6 +234,7 @@ def listening(uri: str, database: str, monkeypatch: Any) -> Iterator[tuple[Store
         opened.__enter__()
     try:
         yield opened, commands
+        assert commands.errors == []
     finally:
         opened.__exit__()
 

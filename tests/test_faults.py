@@ -101,6 +101,7 @@ def test_a_rank_is_killed(rig: Rig, dice: random.Random, rank: int) -> None:
             killed = time.monotonic()
             wait_until(lambda number=number: done(rig) > number + 200 or done(rig) == TASKS, LONG_S, "more is done", rig.logs)
             print(f"rank {rank} killed after {number} tasks, at work again after {time.monotonic() - killed:.2f} s")
+            if time.monotonic() - killed > 8: print(rig.logs())
         finish(rig, futures)
     assert {doc["reason"] for doc in pilots.pools(rig.store, one.id, live_only=False)} > {"drained"}
 

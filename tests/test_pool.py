@@ -189,8 +189,16 @@ def test_recall_is_exact_while_tasks_run(pool: Pool) -> None:
     assert report["ran"] == report["ran_distinct"] == 1500
 
 
+def test_recall_is_exact_while_children_die(pool: Pool) -> None:
+    report = pool.plays("recall", count=600, deadly=0.03)
+    assert report["outcomes"].get("crashed", 0) == report["deadly"] > 0
+    assert report["outcomes"]["succeeded"] == 600 - report["deadly"]
+    assert report["ran"] == report["ran_distinct"] == 600
+
+
 def test_recalled_slot_confirms_that_it_is_empty(pool: Pool) -> None:
     report = pool.plays("empty")
+    assert report["order"] is True
     assert report["left"] == [["long", 1]]
     assert report["empty"] is True
 

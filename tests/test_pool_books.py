@@ -236,7 +236,7 @@ def test_results_go_at_once_when_the_slot_runs_low_or_many_are_there() -> None:
 
 def test_backoff_grows_and_starts_again() -> None:
     backoff = Backoff(1.0, 3.0)
-    assert [backoff.step() for _ in range(5)] == [1.0, 1.5, 2.25, 3.0, 3.03]
+    assert [backoff.step() for _ in range(5)] == pytest.approx([1.0, 1.5, 2.25, 3.0, 3.03])
     assert 6.0 <= max(backoff.step() for _ in range(200)) < 6.1
     backoff.reset()
     assert backoff.step() == 1.0

@@ -12,7 +12,7 @@ from pilot.errors import (
     StoreUnavailable,
 )
 from pilot.model import LOST_BUDGET, bucket_of
-from pilot.states import Outcome as O
+from pilot.states import Outcome
 from pilot.store import dependants, events, tasks
 from pilot.store.mongo import Store
 from pilot.store.tasks import Document, End
@@ -33,7 +33,7 @@ from tests.queue_rig import (
     untouched,
 )
 
-BAD = (O.FAILED, O.TIMEOUT, O.CRASHED, O.LOST, O.CANCELLED)
+BAD = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.CRASHED, Outcome.LOST, Outcome.CANCELLED)
 
 
 # -- submit -----------------------------------------------------------------------------------------
@@ -52,8 +52,8 @@ def test_roots_are_ready_and_children_wait(store: Store) -> None:
 def test_submit_again_changes_nothing_however_far_the_tasks_are(store: Store, a: str) -> None:
     documents = [task("p"), task("q"), task("c", "p"), task("d", "c", "q")]
     repeated(store, lambda: submit(store, *documents))
-    run(store, a, p=O.SUCCEEDED)
-    run(store, a, q=O.FAILED)
+    run(store, a, p=Outcome.SUCCEEDED)
+    run(store, a, q=Outcome.FAILED)
     rig.quiesce(store)
     untouched(store, lambda: submit(store, *documents))
 
@@ -115,7 +115,7 @@ def test_no_cycle_can_be_made(store: Store, order: list[tuple[str, ...]]) -> Non
 def test_a_sweep_during_submit_finds_no_parent_missing(store: Store, raced: tuple[Store, Commands]) -> None:
     """Others sweep between any two commands of the submit: each child that they see has its parents."""
     slow, commands = raced
-    commands.before = lambda _: dependants.reconcile(store)  # type: ignore[assignment,return-value]
+    commands.before = lambda _: dependants.reconcile(store)
     submit(slow, task("t0"), *(task(f"t{n}", f"t{n - 1}", *["t0"] * (n % 3 == 0)) for n in range(1, 40)))
     assert states(store) == {"t0": "ready"} | {f"t{n}": "waiting" for n in range(1, 40)}
 
@@ -253,8 +253,8 @@ def test_a_lease_that_cannot_be_read_back_is_found_by_the_comparison(
 
 def test_tasks_of_several_attempts_are_leased_together(store: Store, a: str) -> None:
     submit(store, *(task(f"t{n}", retries=9) for n in range(3)))
-    run(store, a, t0=O.FAILED, t1=O.LOST)
-    run(store, a, t0=O.FAILED)
+    run(store, a, t0=Outcome.FAILED, t1=Outcome.LOST)
+    run(store, a, t0=Outcome.FAILED)
     assert lease(store, a) == {"t0": 3, "t1": 3, "t2": 3}
 
 
@@ -310,10 +310,11 @@ def test_a_cancel_during_give_back_is_heard(store: Store, a: str, update: int) -
 # -- finish -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome", [O.SUCCEEDED, O.CACHED])
-def test_a_success_is_done(store: Store, a: str, outcome: O) -> None:
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, Outcome.CACHED])
+def test_a_success_is_done(store: Store, a: str, outcome: Outcome) -> None:
     submit(store, task("t"), task("c", "t"))
-    repeated(store, lambda: run_once(store, a, "t", outcome))
+    lease(store, a)
+    repeated(store, lambda: commit(store, a, {("t", 1): outcome}))
     doc = tasks.get(store, ["t"])["t"]
     assert (doc["state"], doc["official"], doc["attempt"]) == ("done", 1, 1)
     assert "lease" not in doc
@@ -321,14 +322,8 @@ def test_a_success_is_done(store: Store, a: str, outcome: O) -> None:
     assert state(store, "c") == "ready"
 
 
-def run_once(store: Store, token: str, name: str, outcome: O) -> None:
-    """Lease one task if it is ready, and commit its first attempt."""
-    lease(store, token)
-    commit(store, token, {(name, 1): outcome})
-
-
-@pytest.mark.parametrize("outcome", [O.FAILED, O.TIMEOUT, O.CRASHED])
-def test_retries_are_spent_and_then_it_has_failed(store: Store, a: str, outcome: O) -> None:
+@pytest.mark.parametrize("outcome", [Outcome.FAILED, Outcome.TIMEOUT, Outcome.CRASHED])
+def test_retries_are_spent_and_then_it_has_failed(store: Store, a: str, outcome: Outcome) -> None:
     submit(store, task("t", retries=2), task("c", "t"))
     for tried in (1, 2):
         run(store, a, t=outcome)
@@ -343,18 +338,18 @@ def test_retries_are_spent_and_then_it_has_failed(store: Store, a: str, outcome:
 
 def test_lost_has_a_budget_of_its_own(store: Store, a: str) -> None:
     submit(store, task("t", retries=1))
-    run(store, a, t=O.FAILED)
+    run(store, a, t=Outcome.FAILED)
     for lost in range(1, LOST_BUDGET + 1):
-        run(store, a, t=O.LOST)
+        run(store, a, t=Outcome.LOST)
         doc = tasks.get(store, ["t"])["t"]
         assert (doc["state"], doc["tried"], doc["lost"]) == ("ready", 1, lost)
-    run(store, a, t=O.LOST)
+    run(store, a, t=Outcome.LOST)
     doc = tasks.get(store, ["t"])["t"]
     assert (doc["state"], doc["reason"], doc["tried"]) == ("failed", "lost", 1)
 
 
-@pytest.mark.parametrize("outcome", [O.SUCCEEDED, *BAD])
-def test_a_late_or_foreign_end_changes_nothing(store: Store, a: str, b: str, outcome: O) -> None:
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, *BAD])
+def test_a_late_or_foreign_end_changes_nothing(store: Store, a: str, b: str, outcome: Outcome) -> None:
     submit(store, task("t", retries=3))
     lease(store, a)
     rig.record_all(store, a, {("t", 1): outcome})
@@ -370,15 +365,15 @@ def test_a_late_or_foreign_end_changes_nothing(store: Store, a: str, b: str, out
 def test_ends_of_all_kinds_in_one_batch(store: Store, a: str) -> None:
     submit(store, *(task(f"t{n}", retries=n % 2) for n in range(14)), *(task(f"c{n}", f"t{n}") for n in range(14)))
     held = lease(store, a)
-    outcomes = (O.SUCCEEDED, *BAD, O.CACHED)
+    outcomes = (Outcome.SUCCEEDED, *BAD, Outcome.CACHED)
     ends = {(f"t{n}", held[f"t{n}"]): outcomes[n % 7] for n in range(14)}
     commit(store, a, ends)
     found = states(store)
     for n in range(14):
         outcome = outcomes[n % 7]
-        again = outcome is O.LOST or (n % 2 and outcome in (O.FAILED, O.TIMEOUT, O.CRASHED))
-        good = outcome in (O.SUCCEEDED, O.CACHED)
-        ended = "done" if good else "ready" if again else "cancelled" if outcome is O.CANCELLED else "failed"
+        again = outcome is Outcome.LOST or (n % 2 and outcome in (Outcome.FAILED, Outcome.TIMEOUT, Outcome.CRASHED))
+        good = outcome in (Outcome.SUCCEEDED, Outcome.CACHED)
+        ended = "done" if good else "ready" if again else "cancelled" if outcome is Outcome.CANCELLED else "failed"
         assert found[f"t{n}"] == ended, (n, outcome)
         assert found[f"c{n}"] == ("ready" if good else "waiting" if again else "upstream"), (n, outcome)
 
@@ -389,7 +384,7 @@ def test_a_task_that_moves_while_its_end_is_decided_is_decided_again(
     slow, commands = raced
     submit(store, task("t", retries=5))
     lease(store, a)
-    ends = rig.record_all(store, a, {("t", 1): O.FAILED})
+    ends = rig.record_all(store, a, {("t", 1): Outcome.FAILED})
     commands.once("update", lambda: tasks.cancel(store, ["t"], NOW))
     tasks.finish(slow, ends, NOW)
     assert state(store, "t") == "cancelled"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pilot.states import Outcome as O
+from pilot.states import Outcome
 from pilot.store import dependants, events, provenance, tasks
 from pilot.store.mongo import Store
 from tests import queue_rig as rig
@@ -24,7 +24,7 @@ from tests.queue_rig import (
     untouched,
 )
 
-BAD = (O.FAILED, O.TIMEOUT, O.CRASHED, O.LOST, O.CANCELLED)
+BAD = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.CRASHED, Outcome.LOST, Outcome.CANCELLED)
 
 
 # -- cancel -----------------------------------------------------------------------------------------
@@ -50,14 +50,14 @@ def test_cancel_of_what_waits(store: Store, a: str) -> None:
     repeated(store, lambda: tasks.cancel(store, ["t"], NOW))
     repeated(store, lambda: dependants.release(store, ["t"]))
     assert states(store) == {"p": "ready", "t": "cancelled", "c": "upstream", "d": "upstream"}
-    run(store, a, p=O.SUCCEEDED)
+    run(store, a, p=Outcome.SUCCEEDED)
     assert state(store, "t") == "cancelled"
     assert dependants.retry(store, ["t"]) == 1
     assert states(store) == {"p": "done", "t": "ready", "c": "waiting", "d": "waiting"}
 
 
 @pytest.mark.parametrize("outcome", BAD)
-def test_a_wish_to_cancel_turns_every_bad_end_into_cancelled(store: Store, a: str, outcome: O) -> None:
+def test_a_wish_to_cancel_turns_every_bad_end_into_cancelled(store: Store, a: str, outcome: Outcome) -> None:
     submit(store, task("t", retries=5))
     lease(store, a)
     tasks.cancel(store, ["t"], NOW)
@@ -71,7 +71,7 @@ def test_a_success_stands_whatever_was_asked(store: Store, a: str) -> None:
     submit(store, task("t"))
     lease(store, a)
     tasks.cancel(store, ["t"], NOW)
-    commit(store, a, {("t", 1): O.SUCCEEDED})
+    commit(store, a, {("t", 1): Outcome.SUCCEEDED})
     assert state(store, "t") == "done"
     untouched(store, lambda: tasks.cancel(store, ["t"], NOW))
     assert tasks.to_cancel(store, a) == {}
@@ -109,7 +109,7 @@ def test_a_failure_goes_down_level_by_level(store: Store, a: str) -> None:
         task("p"), task("c", "p"), task("d", "c"), task("e", "d"), task("q"), task("x", "q", "d"),
         task("flow", "e", waits="end"), task("after", "flow"),
     )  # fmt: skip
-    run(store, a, p=O.FAILED)
+    run(store, a, p=Outcome.FAILED)
     down = dict.fromkeys("cdex", "upstream")
     assert states(store) == {"p": "failed", "q": "ready", "flow": "ready", "after": "waiting", **down}
     kept = {doc["_id"]: doc["pending"] for doc in store.tasks.find({"reason": "upstream"})}
@@ -120,12 +120,12 @@ def test_a_failure_goes_down_level_by_level(store: Store, a: str) -> None:
 
 def test_a_flow_goes_on_after_any_end(store: Store, a: str) -> None:
     submit(store, task("p"), task("q"), task("r"), task("flow", "p", "q", "r", waits="end"))
-    run(store, a, p=O.FAILED)
+    run(store, a, p=Outcome.FAILED)
     assert state(store, "flow") == "waiting"
     tasks.cancel(store, ["q"], NOW)
     dependants.release(store, ["q"])
     assert state(store, "flow") == "waiting"
-    run(store, a, r=O.SUCCEEDED)
+    run(store, a, r=Outcome.SUCCEEDED)
     assert state(store, "flow") == "ready"
 
 
@@ -138,21 +138,21 @@ def test_retry_revives_transitively(store: Store, a: str, end: str) -> None:
     repeated(store, lambda: dependants.retry(store, ["p"]))
     assert states(store) == {"p": "ready", "z": "ready"} | dict.fromkeys("cde", "waiting")
     for name in "pcde":
-        run(store, a, **{name: O.SUCCEEDED})
+        run(store, a, **{name: Outcome.SUCCEEDED})
     assert states(store) == dict.fromkeys("pcde", "done") | {"z": "ready"}
 
 
 def test_retry_gives_new_budgets_and_goes_on_counting_attempts(store: Store, a: str) -> None:
     submit(store, task("t", retries=1))
     for _ in range(2):
-        run(store, a, t=O.FAILED)
+        run(store, a, t=Outcome.FAILED)
     assert state(store, "t") == "failed"
     assert dependants.retry(store, ["t"]) == 1
     doc = tasks.get(store, ["t"])["t"]
     assert (doc["tried"], doc["lost"], doc["attempt"]) == (0, 0, 2)
     assert not doc.keys() & {"official", "reason", "message", "ended", "unreleased", "cancel"}
     for _ in range(2):
-        run(store, a, t=O.FAILED)
+        run(store, a, t=Outcome.FAILED)
     assert tasks.get(store, ["t"])["t"]["attempt"] == 4
     assert [doc["attempt"] for doc in provenance.attempts(store, "t")] == [1, 2, 3, 4]
 
@@ -167,7 +167,7 @@ def test_only_what_failed_or_was_cancelled_is_retried(store: Store, what: str) -
 
 def test_retry_of_what_failed_upstream_of_a_parent_that_is_still_failed(store: Store, a: str) -> None:
     submit(store, task("p"), task("c", "p"), task("d", "c"), task("e", "d"))
-    run(store, a, p=O.FAILED)
+    run(store, a, p=Outcome.FAILED)
     assert dependants.retry(store, ["d"]) == 1
     assert states(store) == {"p": "failed"} | dict.fromkeys("cde", "upstream")
     assert dependants.retry(store, ["e", "c"]) == 2
@@ -179,12 +179,12 @@ def test_retry_of_what_failed_upstream_of_a_parent_that_is_still_failed(store: S
 
 def test_two_failed_parents_are_retried_one_by_one(store: Store, a: str) -> None:
     submit(store, task("p"), task("q"), task("c", "p", "q"), task("d", "c"))
-    run(store, a, p=O.FAILED, q=O.CRASHED)
+    run(store, a, p=Outcome.FAILED, q=Outcome.CRASHED)
     dependants.retry(store, ["p"])
     assert states(store) == {"p": "ready", "q": "failed", "c": "upstream", "d": "upstream"}
     dependants.retry(store, ["q"])
     assert states(store) == {"p": "ready", "q": "ready", "c": "waiting", "d": "waiting"}
-    run(store, a, p=O.SUCCEEDED, q=O.SUCCEEDED)
+    run(store, a, p=Outcome.SUCCEEDED, q=Outcome.SUCCEEDED)
     assert states(store) == {"p": "done", "q": "done", "c": "ready", "d": "waiting"}
 
 
@@ -195,7 +195,7 @@ def test_a_retry_between_the_steps_of_a_release_is_not_undone_for_good(
     slow, commands = raced
     submit(store, task("p"), task("c", "p"), task("d", "c"))
     lease(store, a)
-    ends = rig.record_all(store, a, {("p", 1): O.FAILED})
+    ends = rig.record_all(store, a, {("p", 1): Outcome.FAILED})
     tasks.finish(store, ends, NOW)
     commands.once("update", lambda: dependants.retry(store, ["p"]))
     dependants.release(slow, ["p"])

@@ -8,15 +8,11 @@ from pilot.errors import (
     Fenced,
     TaskNotFound,
 )
-from pilot.states import Outcome as O
 from pilot.states import PilotState, PoolState, State
 from pilot.store import dependants, pilots, tasks
 from pilot.store.mongo import Store
 from tests import queue_rig as rig
 from tests.queue_rig import NOW, kill_pool, lease, repeated, state, states, submit, task, untouched
-
-BAD = (O.FAILED, O.TIMEOUT, O.CRASHED, O.LOST, O.CANCELLED)
-
 
 # -- pilots and pools -------------------------------------------------------------------------------
 

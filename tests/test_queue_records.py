@@ -14,39 +14,43 @@ from pilot.errors import (
     StoreUnavailable,
 )
 from pilot.model import record_id
-from pilot.states import Outcome as O
+from pilot.states import Outcome
 from pilot.store import provenance, tasks
 from pilot.store.mongo import Store
 from pilot.store.tasks import End
 from tests import queue_rig as rig
 from tests.queue_rig import NOW, commit, kill_pool, lease, repeated, state, states, submit, task, untouched
 
-BAD = (O.FAILED, O.TIMEOUT, O.CRASHED, O.LOST, O.CANCELLED)
+BAD = (Outcome.FAILED, Outcome.TIMEOUT, Outcome.CRASHED, Outcome.LOST, Outcome.CANCELLED)
 
 
 # -- the record decides -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("outcome", [O.SUCCEEDED, O.CACHED, O.FAILED, O.TIMEOUT, O.CRASHED, O.CANCELLED])
-def test_a_reaper_applies_the_record_it_finds(store: Store, a: str, outcome: O) -> None:
+@pytest.mark.parametrize(
+    "outcome", [Outcome.SUCCEEDED, Outcome.CACHED, Outcome.FAILED, Outcome.TIMEOUT, Outcome.CRASHED, Outcome.CANCELLED]
+)
+def test_a_reaper_applies_the_record_it_finds(store: Store, a: str, outcome: Outcome) -> None:
     submit(store, task("t"), task("c", "t"))
     lease(store, a)
     rig.record_all(store, a, {("t", 1): outcome})  # and the pool dies before the second step
     kill_pool(store, a)
     repeated(store, lambda: rig.reap(store))
-    expected = {O.SUCCEEDED: "done", O.CACHED: "done", O.CANCELLED: "cancelled"}.get(outcome, "failed")
+    expected = {Outcome.SUCCEEDED: "done", Outcome.CACHED: "done", Outcome.CANCELLED: "cancelled"}.get(
+        outcome, "failed"
+    )
     assert states(store) == {"t": expected, "c": "ready" if expected == "done" else "upstream"}
     assert [doc["outcome"] for doc in provenance.attempts(store, "t")] == [outcome]
 
 
-@pytest.mark.parametrize("outcome", [O.SUCCEEDED, *BAD])
-def test_a_pool_that_finds_lost_drops_its_result(store: Store, a: str, outcome: O) -> None:
+@pytest.mark.parametrize("outcome", [Outcome.SUCCEEDED, *BAD])
+def test_a_pool_that_finds_lost_drops_its_result(store: Store, a: str, outcome: Outcome) -> None:
     submit(store, task("t"))
     lease(store, a)
     kill_pool(store, a)
     assert rig.reap(store) == 1
     (settled,) = rig.record_all(store, a, {("t", 1): outcome})
-    assert settled.outcome is O.LOST
+    assert settled.outcome is Outcome.LOST
     untouched(store, lambda: commit(store, a, {("t", 1): outcome}))
     doc = tasks.get(store, ["t"])["t"]
     assert (doc["state"], doc["lost"]) == ("ready", 1)
@@ -60,16 +64,20 @@ def test_a_pool_completes_a_reap_that_got_half_way(store: Store, a: str) -> None
     with rig.crash_after(store, 1):
         rig.reap(store)
     assert state(store, "t") == "leased"
-    commit(store, a, {("t", 1): O.SUCCEEDED})
+    commit(store, a, {("t", 1): Outcome.SUCCEEDED})
     assert tasks.get(store, ["t"])["t"]["lost"] == 1
     assert state(store, "t") == "ready"
 
 
 def test_duplicate_records_are_told_apart_from_other_errors(store: Store) -> None:
-    first = [rig.record("t", 1, "x", O.SUCCEEDED), rig.record("u", 1, "x", O.LOST)]
+    first = [rig.record("t", 1, "x", Outcome.SUCCEEDED), rig.record("u", 1, "x", Outcome.LOST)]
     assert provenance.insert(store, first) == {}
-    again = [rig.record("t", 1, "y", O.LOST), rig.record("u", 1, "y", O.SUCCEEDED), rig.record("v", 1, "y", O.FAILED)]
-    assert provenance.insert(store, again) == {"t:1": O.SUCCEEDED, "u:1": O.LOST}
+    again = [
+        rig.record("t", 1, "y", Outcome.LOST),
+        rig.record("u", 1, "y", Outcome.SUCCEEDED),
+        rig.record("v", 1, "y", Outcome.FAILED),
+    ]
+    assert provenance.insert(store, again) == {"t:1": Outcome.SUCCEEDED, "u:1": Outcome.LOST}
     assert [doc["token"] for doc in provenance.attempts(store, "t")] == ["x"]
     assert provenance.get(store, ["t:1", "u:1", "v:1", "w:1"]).keys() == {"t:1", "u:1", "v:1"}
     store.provenance.delete_many({})
@@ -78,20 +86,20 @@ def test_duplicate_records_are_told_apart_from_other_errors(store: Store) -> Non
 @pytest.mark.any_documents
 def test_a_duplicate_in_another_index_is_a_defect(store: Store) -> None:
     store.provenance.create_index("token", unique=True)
-    provenance.insert(store, [rig.record("t", 1, "x", O.SUCCEEDED)])
+    provenance.insert(store, [rig.record("t", 1, "x", Outcome.SUCCEEDED)])
     with pytest.raises(StoreRejected) as caught:
-        provenance.insert(store, [rig.record("u", 1, "x", O.SUCCEEDED)])
+        provenance.insert(store, [rig.record("u", 1, "x", Outcome.SUCCEEDED)])
     assert not isinstance(caught.value, DuplicateKey)
 
 
 def test_a_duplicate_that_cannot_be_read_decides_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     submit(store, task("t"))
     lease(store, "gone")
-    provenance.insert(store, [rig.record("t", 1, "gone", O.LOST)])
+    provenance.insert(store, [rig.record("t", 1, "gone", Outcome.LOST)])
     with monkeypatch.context() as patch:
         patch.setattr(store.provenance, "find", lambda *_, **__: iter(()), raising=False)
         with pytest.raises(StoreUnavailable, match="repeat"):
-            rig.record_all(store, "gone", {("t", 1): O.SUCCEEDED})
+            rig.record_all(store, "gone", {("t", 1): Outcome.SUCCEEDED})
 
 
 # -- records that cannot be stored ------------------------------------------------------------------
@@ -131,8 +139,9 @@ def test_one_poison_record_does_not_block_the_others(store: Store, a: str) -> No
             "name": "f", "outcome": "succeeded", "time": {"submitted": NOW}, "host": "h", "inputs": [],
             "outputs": outputs, "task_signature": b"",
         }  # fmt: skip
-        raws.append(provenance.encode(doc, records.minimal))
-        ends.append(End(name, attempt, a, O(raws[-1]["outcome"]), None))
+        raw, stored = provenance.encode(doc, records.minimal)
+        raws.append(raw)
+        ends.append(End(name, attempt, a, Outcome(stored["outcome"]), None))
     tasks.finish(store, provenance.settle(store, raws, ends), NOW)
     assert states(store) == dict.fromkeys(POISON, "failed") | dict.fromkeys(good, "done")
     for name in POISON:

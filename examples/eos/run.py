@@ -91,7 +91,9 @@ def main(folder: Path) -> None:
 
     print_table(rows, console)
     plot(rows, scans, energies, folder / "eos.png")
-    results = {"summary": rows, "lattice_constants_A": scans, "energies_eV_per_atom": energies}
+    results = {
+        "summary": rows, "lattice_constants_A": scans, "energies_eV_per_atom": energies, "show": fits["Cu"].id,
+    }  # fmt: skip
     (folder / "eos.json").write_text(json.dumps(results, indent=1) + "\n")
     print(f"{len(futures)} tasks; wrote {folder / 'eos.png'} and {folder / 'eos.json'}")
     print(f"Where the equation of state of Cu came from: pilot show {fits['Cu'].id}")

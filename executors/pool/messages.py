@@ -63,7 +63,7 @@ def _dispatch(columns: _Columns) -> Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Give back work that has not begun, latest first; answered by exactly one `Returned`.
+    """Give back the last of the work that has not begun; answered by exactly one `Returned`.
 
     `number` grows by one per recall of a slot; `count` None means all of it.
     """

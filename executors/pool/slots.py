@@ -118,7 +118,7 @@ class Slots:
         self._expect_more()
 
     def recall(self, slot: int, count: int | None = None) -> int:
-        """Ask for up to `count` attempts (None: all) that have not begun, latest first.
+        """Ask for up to `count` attempts (None: all) that have not begun: the last ones, in their order.
 
         Return the number that the one `Returned` answering it will carry. What began meanwhile comes as
         `Finished` as usual.

@@ -19,7 +19,6 @@ from pilot.errors import PoolError
 from pilot.executors.pool import identity, messages
 from pilot.executors.pool.outbox import Outbox
 from pilot.executors.pool.signals import Flags
-from pilot.executors.pool.transport import Transport
 from pilot.executors.pool.waiting import AwakeClock, Backoff, wait_readable
 from pilot.executors.pool.world import EXIT_ALONE, World, start
 from pilot.executors.run.handle import Child, Item, Key
@@ -70,7 +69,7 @@ def run(child: Child, expected_ranks: int, host: str, settings: Settings = Setti
     flags = Flags()
     flags.install()
     with contextlib.closing(child):
-        world = start(expected_ranks)
+        world = start(expected_ranks, settings.doorbell)
         try:
             Slot(world, child, host, flags, settings).serve()
         except Alone as exc:
@@ -85,7 +84,7 @@ class Slot:
 
     def __init__(self, world: World, child: Child, host: str, flags: Flags, settings: Settings) -> None:
         self._world = world
-        self._transport: Transport = world.transport(settings.doorbell)
+        self._transport = world.transport()
         self._child = child
         self._host = host
         self._flags = flags
@@ -270,12 +269,12 @@ class Slot:
         return len(self._queue) + self._child.load + len(self._outbox)
 
     def _unbegun(self, count: int | None) -> list[Key]:
-        """Take back up to `count` attempts that have not begun, the last first to go."""
+        """Take back up to `count` attempts that have not begun, the last ones, in their order."""
         wanted = len(self._queue) if count is None else min(count, len(self._queue))
-        keys = [self._queue.pop().key for _ in range(wanted)]
+        keys = [self._queue.pop().key for _ in range(wanted)][::-1]
         if count is None or count > wanted:
             back = self._child.take_back(None if count is None else count - wanted)
-            keys += [item.key for item in reversed(back)]
+            keys = [*(item.key for item in back), *keys]
             self._look_child = True
         return keys
 

@@ -47,6 +47,8 @@ class World:
 
     comm: MPI.Intracomm
     """A private copy of the world, for the pool's messages only."""
+    messages: Transport
+    """The message transport over `comm`."""
     rank: int
     size: int
     library: str
@@ -54,9 +56,9 @@ class World:
     standard: tuple[int, int]
     """Version of the MPI standard."""
 
-    def transport(self, doorbell: bool = True) -> Transport:
-        """Return the message transport of this rank; make one only, on all ranks at the same time."""
-        return Transport(self.comm, doorbell)
+    def transport(self) -> Transport:
+        """Return the message transport."""
+        return self.messages
 
     def finish(self) -> None:
         """Leave MPI in order; every rank must come here, with no message unmatched.
@@ -75,8 +77,14 @@ class World:
         _abort(code)
 
 
-def start(expected_ranks: int) -> World:
+def start(expected_ranks: int, doorbell: bool = True) -> World:
     """Initialise MPI on the main thread and check that the launcher made one program of all ranks.
+
+    Waits for all ranks, inside MPI. They must be given equal arguments.
+
+    Args:
+        expected_ranks: how many ranks the launcher was asked for.
+        doorbell: see `Transport`.
 
     Raises:
         WorldSizeMismatch: the program has another size or this rank another number than the launcher said.
@@ -95,7 +103,8 @@ def start(expected_ranks: int) -> World:
         )
     if provided < MPI.THREAD_FUNNELED:
         raise PoolError(f"asked {library!r} for MPI_THREAD_FUNNELED, got level {provided}: threads are not allowed")
-    return World(MPI.COMM_WORLD.Dup(), rank, size, library, MPI.Get_version())
+    comm = MPI.COMM_WORLD.Dup()
+    return World(comm, Transport(comm, doorbell), rank, size, library, MPI.Get_version())
 
 
 def guarded(program: Callable[[], int]) -> NoReturn:
@@ -118,7 +127,7 @@ def guarded(program: Callable[[], int]) -> NoReturn:
 
 
 def _library() -> str:
-    return MPI.Get_library_version().partition("\n")[0].strip().rstrip("\0")
+    return " ".join(MPI.Get_library_version().rstrip("\0").partition("\n")[0].split())
 
 
 def _complain(text: str) -> None:

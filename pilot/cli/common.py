@@ -92,7 +92,7 @@ class Opened(NamedTuple):
 
 
 @contextmanager
-def opened(start: bool = True, timeout_s: float = STORE_S) -> Iterator[Opened]:
+def opened(start: bool = True, timeout_s: float | None = None) -> Iterator[Opened]:
     """Open the store of the nearest project; the embedded server is started if need be.
 
     Raises:
@@ -100,7 +100,7 @@ def opened(start: bool = True, timeout_s: float = STORE_S) -> Iterator[Opened]:
         StoreError: it cannot be reached or started; the message says what to do.
     """
     config = find_project()
-    with store_of(config, start, timeout_s) as store:
+    with store_of(config, start, STORE_S if timeout_s is None else timeout_s) as store:
         yield Opened(config, checked(store, config))
 
 
@@ -118,8 +118,30 @@ def emit(document: Any) -> None:
 
 
 def tell(message: str) -> None:
-    """Write one line about what is going on to stderr."""
-    click.echo(f"pilot: {text.line(message, 2000)}", err=True)
+    """Write one line about what is going on to stderr, above what `waiting` shows there."""
+    words = f"pilot: {text.line(message, 2000)}"
+    if _spinners:
+        _spinners[-1].print(words, markup=False, soft_wrap=True)
+    else:
+        click.echo(words, err=True)
+
+
+_spinners: list[Console] = []
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal that something is being waited for."""
+    out = console(stderr=True)
+    if not out.is_terminal:
+        yield
+        return
+    with out.status(escaped(what)):
+        _spinners.append(out)
+        try:
+            yield
+        finally:
+            _spinners.pop()
 
 
 def console(stderr: bool = False) -> Console:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pilot.errors import InvalidInput
 from pilot.executors.batch import local
-from pilot.executors.run.orphans import find_orphans
+from pilot.executors.run.orphans import find_orphans, kill_orphans
 from pilot.states import PilotState, PoolState
 from pilot.store import pilots
 from pilot.store.mongo import Store
@@ -139,6 +139,19 @@ def bury(store: Store, view: View, now: bool) -> int:
         else:
             pilots.close_pool(store, pool["_id"], PoolState.DEAD, "its agent and its processes died")
     return left
+
+
+def kill(store: Store, view: View) -> bool:
+    """End a pilot of this machine and every process of its pools at once; False if it is not of this machine."""
+    if view.host != socket.gethostname():
+        return False
+    started = agent_start({"pid": view.pid, "started": view.started})
+    if started is not None:
+        local.stop(view.pid, started, kill=True)
+    for pool in pilots.pools(store, view.id):
+        kill_orphans("PILOT_POOL", pool["launch"], 0.0)
+    bury(store, view, now=True)
+    return True
 
 
 def _ask(folder: str, launch: str, wish: str) -> None:

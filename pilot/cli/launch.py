@@ -14,6 +14,7 @@ from pilot.agent import PilotSettings, new_pilot_id
 from pilot.config import ProjectConfig, load_site
 from pilot.errors import InvalidInput, PilotDied
 from pilot.executors.batch import local
+from pilot.executors.run.orphans import kill_orphans
 from pilot.store import pilots
 from pilot.store.mongo import Store
 
@@ -22,6 +23,8 @@ UP_S = 60.0
 TRIES = 2
 """A pool that dies so often before it is up will not come up."""
 _LAST_LINES = 15
+_GRACE_S = 5.0
+"""How long a pilot that cannot come up may take to end by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,12 @@ class Local:
     def starts(self) -> int:
         """How often its pool was started."""
         return len(list(self.folder.glob("pool-*.json")))
+
+    def kill(self) -> None:
+        """End the agent and every process of its pools at once; what they held is run again by the next pilot."""
+        local.stop(self.pid, self.started, kill=True)
+        for number in range(self.starts):
+            kill_orphans("PILOT_POOL", f"{self.id}.{number + 1}", 0.0)
 
     def agent_said(self) -> str:
         """Return the last line that the agent wrote before there was a log, which is why it could not begin."""
@@ -133,11 +142,20 @@ def await_up(store: Store, pilot: Local, deadline_s: float = UP_S, stopped: Call
         elif time.monotonic() > deadline:
             problem = f"its pool did not come up within {deadline_s:g} s"
         if problem:
-            local.stop(pilot.pid, pilot.started)
+            _end(pilot)
             log = pilot.folder / "agent.log"
             raise PilotDied(f"cannot start pilot {pilot.id}: {problem.splitlines()[0]}; see {log}")
         time.sleep(0.05)
     return True
+
+
+def _end(pilot: Local) -> None:
+    """End a pilot that has not come up, in order if it can."""
+    deadline = time.monotonic() + _GRACE_S
+    local.stop(pilot.pid, pilot.started)
+    while pilot.alive and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pilot.kill()
 
 
 def reason_of(store: Store, pilot: Local) -> str:

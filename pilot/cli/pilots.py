@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pilot.cli import fleet, launch, text
-from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell
+from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell, waiting
 from pilot.cli.completion import pilots as complete_pilots
 from pilot.errors import PilotDied
 from pilot.store import pilots as store_pilots
@@ -65,12 +64,6 @@ def up(
     out.print("[dim]`pilot status` shows what it does, `pilot down` ends it[/]")
 
 
-def waiting(what: str) -> Any:
-    """Return a context that shows on a terminal that something is being waited for."""
-    out = console(stderr=True)
-    return out.status(escaped(what)) if out.is_terminal else nullcontext()
-
-
 def quote(pilot: launch.Local) -> None:
     """Write a pilot's last words to stderr."""
     lines = pilot.last_words()
@@ -92,7 +85,7 @@ def quote(pilot: launch.Local) -> None:
 def down(names: tuple[str, ...], at_once: bool, timeout: float) -> int:
     """Let pilots (default: all) finish what they run, and end; wait until they have.
 
-    Exit code 1 if one has not ended in time: it will, when its tasks have.
+    Exit code 1 if one has not ended in time: it will, when its tasks have. With --now it is killed then.
     """
     with opened() as project:
         store = project.store
@@ -107,6 +100,8 @@ def down(names: tuple[str, ...], at_once: bool, timeout: float) -> int:
             return 0
         store_pilots.drain(store, wanted, now=at_once)
         left = _await_end(store, wanted, at_once, timeout)
+        if at_once:
+            left = [view for view in left if not _killed(store, view)]
         for view in left:
             doing = f"still runs {text.count(view.busy, 'task')}" if view.busy else f"is still {view.state}"
             tell(f"{view.id} {doing} after {text.span(timeout)}; it ends after that (`pilot down --now` ends it now)")
@@ -133,6 +128,14 @@ def _await_end(store: Store, wanted: set[str], at_once: bool, timeout_s: float) 
             if not left or time.monotonic() > deadline:
                 return [views[name] for name in sorted(left) if name in views]
             time.sleep(0.2)
+
+
+def _killed(store: Store, view: fleet.View) -> bool:
+    """Kill a pilot that has not ended when told to end at once, if it runs on this machine."""
+    if not fleet.kill(store, view):
+        return False
+    click.echo(f"{view.id} did not end by itself and was killed; what it held is run again by the next pilot")
+    return True
 
 
 def _say_end(view: fleet.View | None, name: str, dead: bool) -> None:

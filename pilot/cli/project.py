@@ -10,11 +10,12 @@ from pathlib import Path
 import click
 
 from pilot import signing
+from pilot.cli import common
 from pilot.cli.common import Command, console, escaped, tell
 from pilot.cli.store import where
 from pilot.config import FOLDER, ProjectConfig, create_project, find_project, load_project
 from pilot.errors import PilotError, ProjectError, ProjectExists, ProjectNotFound, StoreError
-from pilot.store import access, tasks
+from pilot.store import access, schema, tasks
 from pilot.store.local import LocalServer
 
 
@@ -68,7 +69,8 @@ def _make(root: Path, uri: str | None) -> ProjectConfig:
     config = create_project(root, uri)
     try:
         signing.create_key(config.key_file)
-        access.create(config)
+        with access.store_of(config, timeout_s=common.STORE_S) as store:
+            schema.create(store, config.id)
     except BaseException as exc:
         _take_back(folder, before)
         if isinstance(exc, StoreError):

@@ -14,9 +14,9 @@ from typing import Any
 import click
 
 from pilot.cli import fleet, launch, queries, text
-from pilot.cli.common import Command, Opened, now, opened, tell
+from pilot.cli.common import Command, Opened, now, opened, tell, waiting
 from pilot.cli.control import Complaints
-from pilot.cli.pilots import quote, waiting
+from pilot.cli.pilots import quote
 from pilot.errors import PilotDied, StoreError
 from pilot.executors.batch import local
 from pilot.progress import bar
@@ -29,6 +29,8 @@ _STUCK_S = 5.0
 """Nothing moves for so long, and no pilot takes what is ready: it is not waited for any longer."""
 _PATIENCE_S = 5.0
 """After so long it is said what the end of the pilot waits for."""
+_END_S = 60.0
+"""How long a pilot that runs nothing may take to end."""
 _BURIAL_S = 15.0
 """How long the pool of a dead agent may take to end."""
 
@@ -151,20 +153,30 @@ class _Runner:
             return []
 
     def end_pilot(self) -> None:
-        """Drain the pilot and wait for its end; what runs is finished, unless another Ctrl-C or a SIGTERM comes."""
-        pilot, seen = self._pilot, self._signals.seen
-        began, wish, said = time.monotonic(), "", False
+        """Drain the pilot and wait for its end; what runs is finished, unless another Ctrl-C or a SIGTERM comes.
+
+        A pilot that runs nothing and does not end is killed: what it held is run again by the next one.
+        """
+        pilot, seen, wish, said = self._pilot, self._signals.seen, "", False
+        began = looked = idle_since = time.monotonic()
         with waiting(f"ending pilot {pilot.id}"):
             while pilot.alive:
                 hurry = self._signals.seen > seen or self._signals.last in (signal.SIGTERM, signal.SIGHUP)
                 before, wish = wish, "now" if hurry else "drain"
                 if wish != before:
                     self._ask_to_end(wish)
-                if self._signals.seen > seen + 1:
-                    tell(f"pilot {pilot.id} is still ending; `pilot pilots` shows it")
-                    return
-                if wish == "drain" and not said and (seen or time.monotonic() - began > _PATIENCE_S):
-                    said = self._say_what_runs()
+                moment = time.monotonic()
+                if moment - looked > _LOOK_S:
+                    looked = moment
+                    busy = 0 if wish == "now" else self._busy()
+                    idle_since = moment if busy else idle_since
+                    if busy and not said and (seen or moment - began > _PATIENCE_S):
+                        said = True
+                        tasks = text.count(busy, "running task")
+                        tell(f"{tasks} will be finished; Ctrl-C again ends them (they will run again)")
+                if self._signals.seen > seen + 1 or moment - idle_since > _END_S:
+                    tell(f"pilot {pilot.id} did not end and is killed; what it held is run again by the next pilot")
+                    pilot.kill()
                 time.sleep(0.05)
         with contextlib.suppress(StoreError):
             self._bury()
@@ -178,16 +190,12 @@ class _Runner:
         except StoreError as exc:
             tell(str(exc))
 
-    def _say_what_runs(self) -> bool:
-        """Say what the end of the pilot waits for; return whether that is known."""
+    def _busy(self) -> int:
+        """Return how many slots of the pilot run something, 1 if the store cannot tell."""
         try:
-            busy: int = sum(pool.get("busy", 0) for pool in pilots.pools(self._store, self._pilot.id))
-        except StoreError as exc:
-            tell(str(exc))
-            return True
-        if busy:
-            tell(f"{text.count(busy, 'running task')} will be finished; Ctrl-C again ends them (they will run again)")
-        return busy > 0
+            return sum(int(pool.get("busy", 0)) for pool in pilots.pools(self._store, self._pilot.id))
+        except StoreError:
+            return 1
 
     def _bury(self) -> None:
         """If the agent died, end the pool that it may have left."""

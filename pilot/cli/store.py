@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from pilot.cli import queries, text
-from pilot.cli.common import STORE_S, Command, console, emit, escaped, json_option, now, tell
+from pilot.cli import common, queries, text
+from pilot.cli.common import Command, console, emit, escaped, json_option, now, tell
 from pilot.cli.fleet import look
 from pilot.config import ProjectConfig, find_project, read_secret
 from pilot.errors import InvalidInput, PilotError, StoreError
@@ -65,7 +65,7 @@ def describe(config: ProjectConfig) -> dict[str, Any]:
         }  # fmt: skip
     facts["uri"] = redact(read_secret(config.uri_file))
     try:
-        with access.store_of(config, timeout_s=STORE_S) as store:
+        with access.store_of(config, timeout_s=common.STORE_S) as store:
             return facts | {"running": True, "reason": "", "version": queries.version(store)}
     except StoreError as exc:
         return facts | {"running": False, "reason": str(exc), "version": ""}
