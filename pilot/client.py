@@ -6,9 +6,7 @@ when the project is closed.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,28 +18,19 @@ from typing import Any, Self
 
 from pilot import records, signing, values
 from pilot.config import ProjectConfig, find_project
-from pilot.errors import ForeignFuture, InvalidInput, PilotError, StoreError, TaskFailed, TaskNotFound
+from pilot.errors import ForeignFuture, InvalidInput, PilotError, TaskNotFound
 from pilot.future import Future, Output
 from pilot.model import SCHEMA, Blob, FunctionCode, Input, TaskSpec, new_batch, new_token, official_record
 from pilot.prepare import code_document
-from pilot.states import ENDED, GOOD, State
-from pilot.store import dependants, events, pilots, provenance, tasks
+from pilot.results import Watcher
+from pilot.states import State
+from pilot.store import dependants, provenance, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 
-log = logging.getLogger(__name__)
-
 SUBMIT_CHUNK = 2000
 """Tasks per round trip."""
-SWEEP_S = 5.0
-"""How often outstanding tasks are looked at without a hint, a chunk at a time."""
-FOREIGN_S = 0.25
-"""The same for tasks that another session submitted, of which no hint comes."""
-NO_PILOT_S = 20.0
-"""A program that waits for so long with no pilot up is told so."""
-
-_RESULT_FIELDS = (*records.VERIFIED_FIELDS, "name", "exception", "exit_code", "host", "rank", "output_log")
 
 
 class Project:
@@ -57,7 +46,7 @@ class Project:
         self._ids = (new_batch(time.time(), self.session), itertools.count())
         self._functions: set[str] = set()
         self._objects = Objects(config.objects_folder)
-        self._watcher: _Watcher | None = None
+        self._watcher: Watcher | None = None
         self._lock = threading.Lock()
         self.store: Store
         self._signer: signing.Signer
@@ -221,7 +210,7 @@ class Project:
     def _watch(self, futures: Sequence[Future]) -> None:
         with self._lock:
             if self._watcher is None:
-                self._watcher = _Watcher(self)
+                self._watcher = Watcher(self)
                 self._watcher.start()
             self._watcher.add(futures)
 
@@ -309,152 +298,3 @@ def current_project() -> Project:
     if not _open_projects:
         raise PilotError("no project is open here; write `with pilot.open() as project:` around this call")
     return _open_projects[-1]
-
-
-class _Watcher:
-    """Follows the ends of tasks and completes their futures; one thread."""
-
-    def __init__(self, project: Project) -> None:
-        self._project = project
-        self._mine: dict[str, list[Future]] = {}
-        self._foreign: set[str] = set()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="pilot-results", daemon=True)
-        self._lock = threading.Lock()
-        self._looked = 0.0
-        self._position = 0
-        self._warned = False
-
-    def start(self) -> None:
-        """Start following."""
-        self._thread.start()
-
-    def add(self, futures: Iterable[Future]) -> None:
-        """Complete these futures when their tasks have ended."""
-        submitted = self._project.submitted
-        with self._lock:
-            for future in futures:
-                self._mine.setdefault(future.id, []).append(future)
-                if not submitted(future.id):
-                    self._foreign.add(future.id)
-
-    def close(self) -> int:
-        """Stop; return how many tasks had not ended."""
-        self._closing.set()
-        self._thread.join(5.0)
-        return len(self._mine)
-
-    def _follow(self) -> None:
-        project = self._project
-        query = {"kind": events.ENDED, "client": project.session}
-        began = time.monotonic()
-        with events.tail(project.store, query, wait_ms=200) as tail:
-            while not self._closing.is_set():
-                try:
-                    if not self._mine:
-                        began = time.monotonic()
-                    event = tail.next()
-                    if event is not None:
-                        began = time.monotonic()
-                        self._take_records(event.get("records", ()))
-                        self._look(event.get("tasks", ()))
-                    self._sweep()
-                    self._warn_if_alone(began)
-                except StoreError as exc:
-                    log.warning("waiting for results: %s", exc)
-                    self._closing.wait(1.0)
-                except Exception:  # a silent end of this thread would be a silent hang of the program
-                    log.exception("results cannot be followed; this is a defect")
-                    self._closing.wait(1.0)
-
-    def _sweep(self) -> None:
-        """Look at outstanding tasks without a hint, one chunk at a time."""
-        now = time.monotonic()
-        if now - self._looked < (FOREIGN_S if self._foreign else SWEEP_S):
-            return
-        self._looked = now
-        with self._lock:
-            outstanding = [*self._foreign] or list(self._mine)
-        if self._position >= len(outstanding):
-            self._position = 0
-        chunk = outstanding[self._position : self._position + tasks.CHUNK]
-        self._position += tasks.CHUNK
-        self._look(chunk)
-
-    def _warn_if_alone(self, began: float) -> None:
-        if self._mine and not self._warned and time.monotonic() - began > NO_PILOT_S:
-            self._warned = True
-            if not pilots.listing(self._project.store, live_only=True, limit=1):
-                log.warning(
-                    "%d tasks wait and no pilot is up in %s; start one with `pilot up`",
-                    len(self._mine), self._project.config.root,
-                )  # fmt: skip
-
-    def _take_records(self, ids: Sequence[str]) -> None:
-        """Complete the futures of tasks by their records that succeeded: such a record is the official one."""
-        wanted = [name for name in ids if name.rpartition(":")[0] in self._mine]
-        for record in provenance.get(self._project.store, wanted, _RESULT_FIELDS).values() if wanted else ():
-            if record["outcome"] in GOOD:
-                for future in self._pop(record["task"]):
-                    self._succeed(future, record)
-
-    def _pop(self, task: str) -> list[Future]:
-        with self._lock:
-            self._foreign.discard(task)
-            return self._mine.pop(task, [])
-
-    def _succeed(self, future: Future, record: dict[str, Any]) -> None:
-        if not future.done():
-            future.set_result(functools.partial(self._project.decode_result, record))
-
-    def _look(self, ids: Sequence[str]) -> None:
-        """Fetch those of `ids` that have ended and complete their futures."""
-        wanted = [task for task in ids if task in self._mine]
-        if not wanted:
-            return
-        store = self._project.store
-        docs = tasks.get(store, wanted, ["state", "official", "reason", "message", "attempt", "pending", "name"])
-        ended = {task: doc for task, doc in docs.items() if doc["state"] in ENDED}
-        officials = [name for doc in ended.values() if (name := official_record(doc))]
-        there = provenance.get(store, officials, _RESULT_FIELDS) if officials else {}
-        for task, doc in ended.items():
-            record = there.get(official_record(doc) or "")
-            if doc["state"] == State.DONE and record is None:
-                continue  # cannot be: the record comes first
-            for future in self._pop(task):
-                self._complete(future, doc, record)
-
-    def _complete(self, future: Future, doc: dict[str, Any], record: dict[str, Any] | None) -> None:
-        if future.done():
-            return
-        if doc["state"] == State.CANCELLED:
-            future.end_cancelled()
-        elif doc["state"] == State.DONE and record is not None:
-            self._succeed(future, record)
-        else:
-            future.set_exception(failure_of(doc, record))
-
-
-def failure_of(doc: dict[str, Any], record: dict[str, Any] | None) -> TaskFailed:
-    """Return the error that tells all about a failed task: remote traceback, host, task id."""
-    task, reason = doc["_id"], doc.get("reason", "failed")
-    head = f"task {doc['name']!r} ({task}) failed"
-    if reason == "upstream":
-        text = f"{head}: it needs the result of {_some(doc.get('pending', []))}, which did not succeed"
-    elif record is None:
-        text = f"{head}: {doc.get('message', reason)}"
-    else:
-        cause = record.get("exception") or {}
-        text = f"{head} on host {cause.get('host') or record.get('host', '?')}, rank {cause.get('rank', '?')}, "
-        text += f"attempt {record['attempt']}: {record['outcome']}: {cause.get('type', '')}: {cause.get('message', '')}"
-        if cause.get("traceback"):
-            text += f"\n--- remote traceback ---\n{cause['traceback'].rstrip()}"
-        tail = (record.get("output_log") or {}).get("tail")
-        if tail and record["outcome"] != "failed":
-            text += f"\n--- last output ---\n{tail.rstrip()}"
-    return TaskFailed(task, reason, text, official_record(doc))
-
-
-def _some(ids: Sequence[str]) -> str:
-    shown = ", ".join(ids[:3])
-    return f"{shown} and {len(ids) - 3} more" if len(ids) > 3 else shown or "another task"

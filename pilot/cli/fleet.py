@@ -131,12 +131,13 @@ def bury(store: Store, view: View, now: bool) -> int:
     """
     pilots.end(store, view.id, PilotState.LOST, "its agent died")
     left = 0
-    for pool in pilots.pools(store, view.id):
-        launch = pool["launch"]
-        if find_orphans("PILOT_POOL", launch):
+    for pool in pilots.pools(store, view.id, live_only=False):
+        live = pool["state"] == PoolState.LIVE
+        if find_orphans("PILOT_POOL", pool["launch"]):
             left += 1
-            _ask(view.folder, launch, "now" if now else "drain")
-        else:
+            if live:
+                _ask(view.folder, pool["launch"], "now" if now else "drain")
+        elif live:
             pilots.close_pool(store, pool["_id"], PoolState.DEAD, "its agent and its processes died")
     return left
 
@@ -148,7 +149,7 @@ def kill(store: Store, view: View) -> bool:
     started = agent_start({"pid": view.pid, "started": view.started})
     if started is not None:
         local.stop(view.pid, started, kill=True)
-    for pool in pilots.pools(store, view.id):
+    for pool in pilots.pools(store, view.id, live_only=False):
         kill_orphans("PILOT_POOL", pool["launch"], 0.0)
     bury(store, view, now=True)
     return True
