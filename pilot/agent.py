@@ -27,6 +27,7 @@ from typing import Any
 from pilot import lifecycle, log, records, signing
 from pilot.config import ProjectConfig, load_project
 from pilot.errors import Fenced, LauncherNotFound, PilotError, StoreError
+from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
 from pilot.executors.run.scrub import scrubbed
 from pilot.model import new_token
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 TICK_S = 0.1
 RECONCILE_S = 30.0
+START_S = 180.0
+"""A pool that has not registered by then never will."""
 STORE_LOST_S = 900.0
 """A pilot whose store has been away for so long ends itself; what it could not write is in its spool."""
 
@@ -204,6 +207,7 @@ class Agent:
             if not self._away and now - watched >= min(self._settings.ttl_s / 4, 5.0):
                 watched = now
                 self._guarded("look after others", self._look_after_others)
+                self._guarded("see the pool start", self._mind_start)
             if not self._away and (now - reconciled >= RECONCILE_S or reconciled == 0.0):
                 reconciled = now
                 self._guarded("reconcile", lambda: dependants.reconcile(self._store))
@@ -213,6 +217,16 @@ class Agent:
             if code is not None:
                 self._pool_ended(code)
             time.sleep(TICK_S)
+
+    def _mind_start(self) -> None:
+        """End a pool that does not come up: ranks that wait for each other in MPI's start do so for ever."""
+        if self._pool is None or self._up or time.monotonic() - self._started_at < START_S:
+            return
+        mine = pilots.pools(self._store, self._settings.pilot)
+        self._up = any(doc["launch"] == self._pool.launch for doc in mine)
+        if not self._up:
+            logger.error("pool %s has not registered within %g s: killing it", self._pool.launch, START_S)
+            self._pool.kill()
 
     # -- signals and wishes -----------------------------------------------------------------------
 
@@ -340,6 +354,7 @@ class Agent:
             logger.error("%s", exc)
             return
         self._started_at = time.monotonic()
+        self._up = False
         self._pool = pool
         if self._wish:
             pool.ask(self._wish)
@@ -349,7 +364,11 @@ class Agent:
         pool = self._pool
         assert pool is not None
         count = kill_orphans("PILOT_POOL", pool.launch)
-        logger.info("pool %s ended with exit code %d; %d orphans killed", pool.launch, code, count)
+        segments = remove_segments() if code else []
+        logger.info(
+            "pool %s ended with exit code %d; killed %d orphans, removed %d segments of shared memory",
+            pool.launch, code, count, len(segments),
+        )  # fmt: skip
         self._guarded("return a dead pool's leases", lambda: self._bury(pool, code))
         self._mind_signals()
         if self._wish or (code == 0 and self._over()):

@@ -281,6 +281,22 @@ def faulty(store: Store, fault: Callable[[int, str], None]) -> Iterator[None]:
         store.tasks, store.provenance = real
 
 
+def calling(store: Store, action: Callable[[int], object]) -> Callable[[int, str], None]:
+    """Return a fault that is none: `action` happens before each write, and may use the store itself."""
+    real = store.tasks, store.provenance
+
+    def fault(number: int, when: str) -> None:
+        if when == "before":
+            slow = store.tasks, store.provenance
+            store.tasks, store.provenance = real
+            try:
+                action(number)
+            finally:
+                store.tasks, store.provenance = slow
+
+    return fault
+
+
 @contextmanager
 def crash_after(store: Store, writes: int) -> Iterator[list[bool]]:
     """Die when so many writes of tasks and records have gone through; the list tells whether it came to that."""

@@ -54,8 +54,8 @@ with pilot.open():
     failing = bad.submit("Cu")
     after = add.submit([failing])
     shell = pilot.command("echo hello; echo oops >&2; exit 3", shell=True).submit()
-    left = late.map([os.getpid()] * 3)
     assert total.result(timeout=60) == 21
+    left = late.map([os.getpid()] * 3)
     ids = {"part": parts[1].id, "total": total.id, "bad": failing.id, "after": after.id, "shell": shell.id}
     ids["left"] = left[-1].id
     print(json.dumps(ids))
@@ -197,7 +197,7 @@ def test_run_says_why_a_pilot_cannot_start(root: Path, tmp_path: Path) -> None:
     assert "its pool died" in last
 
 
-def test_ctrl_c_in_a_run_leaves_the_queue_consistent(root: Path, ids: dict[str, str]) -> None:
+def test_ctrl_c_in_a_run_leaves_the_queue_consistent(pilot: Pilot, root: Path, ids: dict[str, str]) -> None:
     (root / "sleeper.py").write_text(SLEEPER)
     process = subprocess.Popen(
         [*COMMAND, "run", "--slots", "1", "sleeper.py"], cwd=root, start_new_session=True, text=True,
@@ -214,11 +214,12 @@ def test_ctrl_c_in_a_run_leaves_the_queue_consistent(root: Path, ids: dict[str, 
         last,
     ), err
     assert "KeyboardInterrupt" in err  # the script's own
-    queued = spawn(root, "tasks", "--state", "ready", "--limit", "1000", "--json").json
+    queued = pilot("tasks", "--state", "ready", "--limit", "1000", "--json").json
     assert 0 < len(queued) < 200
-    assert spawn(root, "tasks", "--state", "leased", "--json").json == []
-    assert spawn(root, "cancel", "--all", "--yes", "--json").json["cancelled"] == len(queued)
-    assert not [view for view in spawn(root, "pilots", "--live", "--json").json if view["state"] == "running"]
+    assert pilot("tasks", "--state", "leased", "--json").json == []
+    assert "say --yes" in one_line(pilot("cancel", "--all"))  # it cannot ask here
+    assert pilot("cancel", "--all", "--yes", "--json").json["cancelled"] == len(queued)
+    assert pilot("pilots", "--live", "--json").json == []
 
 
 # -- looking --------------------------------------------------------------------------------------

@@ -294,15 +294,12 @@ def test_what_is_given_back_and_should_be_cancelled_is_cancelled(store: Store, a
 def test_a_cancel_during_give_back_is_heard(store: Store, a: str, update: int) -> None:
     submit(store, task("t"))
     held = lease(store, a)
-    real = store.tasks
 
-    def fault(number: int, when: str) -> None:
-        if (number, when) == (update, "before"):
-            broken, store.tasks = store.tasks, real
+    def meanwhile(write: int) -> None:
+        if write == update:
             tasks.cancel(store, ["t"], NOW)
-            store.tasks = broken
 
-    with rig.faulty(store, fault):
+    with rig.faulty(store, rig.calling(store, meanwhile)):
         tasks.give_back(store, a, held.items())
     assert state(store, "t") == "cancelled"
 

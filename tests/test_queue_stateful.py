@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import hypothesis.strategies as st
@@ -19,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from pilot.states import Outcome, State
-from pilot.store import dependants, invariants, pilots, provenance, tasks
+from pilot.store import dependants, invariants, pilots, tasks
 from pilot.store.mongo import Store
 from pilot.store.tasks import Document, End
 from tests import queue_rig as rig
@@ -56,6 +57,7 @@ class Queue(RuleBasedStateMachine):
         self.pools = [self.new_pool(), self.new_pool()]
         self.zombies: list[Pool] = []
         self.old: list[tuple[str, End]] = []
+        self.inside = False
 
     def new_pool(self) -> Pool:
         return Pool(rig.open_pool(self.store, next(self.tokens)))
@@ -104,16 +106,20 @@ class Queue(RuleBasedStateMachine):
 
     # -- pools ------------------------------------------------------------------------------------
 
-    @rule(which=st.integers(0, 3), limit=st.integers(1, 6), bucket=st.integers(0, 63), answer=st.sampled_from("ooolx"))
-    def lease(self, which: int, limit: int, bucket: int, answer: str) -> None:
+    @rule(data=st.data(), limit=st.integers(1, 6), bucket=st.integers(0, 63), answer=st.sampled_from("mmmlx"))
+    def lease(self, data: st.DataObject, limit: int, bucket: int, answer: str) -> None:
         """Lease; the answer may get lost, or the update; a pool that is dead may not know it yet."""
-        pool = self.anybody()[which % len(self.anybody())]
-        if answer == "o":
-            got = rig.lease(self.store, pool.token, limit, bucket)
+        pool = data.draw(st.sampled_from(self.anybody()))
+        if answer == "m":
+            with self.meanwhile(data, 1):
+                got = rig.lease(self.store, pool.token, limit, bucket)
         else:
             with rig.faulty(self.store, rig.answers_lost if answer == "l" else rig.never_sent):
                 got = rig.lease(self.store, pool.token, limit, bucket)
             assert answer == "l" or not got
+        self.leased(pool, got)
+
+    def leased(self, pool: Pool, got: dict[str, int]) -> None:
         for name, attempt in got.items():
             self.model.lease(name, pool.token)
             assert self.model.tasks[name].attempt == attempt
@@ -123,17 +129,17 @@ class Queue(RuleBasedStateMachine):
     @rule(data=st.data(), outcome=OUTCOMES, steps=st.sampled_from([1, 2, 3, 3, 3, 3]))
     def work(self, data: st.DataObject, outcome: Outcome, steps: int) -> None:
         """Begin attempts, end them with one outcome, and commit: records, end states, dependants, or stop before."""
-        for pool in self.anybody():
-            if pool.held:
-                begun = set(data.draw(st.lists(st.sampled_from(sorted(pool.held)), unique=True), label="begun"))
-                pool.held -= begun
-                pool.begun |= begun
-            if pool.begun and data.draw(st.booleans(), label=f"{pool.token} commits"):
-                keys = data.draw(st.lists(st.sampled_from(sorted(pool.begun)), min_size=1, unique=True), label="ended")
-                pool.begun -= set(keys)
-                self.commit(pool, dict.fromkeys(keys, outcome), steps)
+        pool = data.draw(st.sampled_from(self.anybody()))
+        if pool.held:
+            begun = set(data.draw(st.lists(st.sampled_from(sorted(pool.held)), unique=True), label="begun"))
+            pool.held -= begun
+            pool.begun |= begun
+        if pool.begun:
+            keys = data.draw(st.lists(st.sampled_from(sorted(pool.begun)), min_size=1, unique=True), label="ended")
+            pool.begun -= set(keys)
+            self.commit(data, pool, dict.fromkeys(keys, outcome), steps)
 
-    def commit(self, pool: Pool, ends: dict[Key, Outcome], steps: int) -> None:
+    def commit(self, data: st.DataObject, pool: Pool, ends: dict[Key, Outcome], steps: int) -> None:
         expected = {key: self.model.settle(key, outcome) for key, outcome in ends.items()}
         settled = rig.record_all(self.store, pool.token, ends)
         assert {(end.task, end.attempt): end.outcome for end in settled} == expected
@@ -141,27 +147,30 @@ class Queue(RuleBasedStateMachine):
         if steps == 1:
             pool.recorded |= ends.keys()
             return
-        self.finish(pool, settled)
+        self.finish(data, pool, settled)
         if steps == 3:
-            dependants.release(self.store, [end.task for end in settled])
+            with self.meanwhile(data):
+                dependants.release(self.store, [end.task for end in settled])
 
-    def finish(self, pool: Pool, settled: list[End]) -> None:
-        tasks.finish(self.store, settled, rig.NOW)
+    def finish(self, data: st.DataObject, pool: Pool, settled: list[End]) -> None:
+        with self.meanwhile(data, 1):
+            tasks.finish(self.store, settled, rig.NOW)
         for end in settled:
             self.model.finish((end.task, end.attempt), pool.token)
 
+    @precondition(lambda self: any(pool.recorded for pool in self.anybody()))
     @rule(data=st.data())
     def go_on(self, data: st.DataObject) -> None:
         """Take the second step of a commit, however late."""
-        for pool in self.anybody():
-            if pool.recorded:
-                keys = data.draw(st.lists(st.sampled_from(sorted(pool.recorded)), min_size=1, unique=True))
-                pool.recorded -= set(keys)
-                self.finish(pool, [End(*key, pool.token, self.model.records[key], None) for key in keys])
+        pool = data.draw(st.sampled_from([pool for pool in self.anybody() if pool.recorded]))
+        keys = data.draw(st.lists(st.sampled_from(sorted(pool.recorded)), min_size=1, unique=True))
+        pool.recorded -= set(keys)
+        self.finish(data, pool, [End(*key, pool.token, self.model.records[key], None) for key in keys])
 
-    @rule(which=st.integers(0, 3))
-    def give_back(self, which: int) -> None:
-        pool = self.anybody()[which % len(self.anybody())]
+    @precondition(lambda self: any(pool.held for pool in self.anybody()))
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        pool = data.draw(st.sampled_from([pool for pool in self.anybody() if pool.held]))
         tasks.give_back(self.store, pool.token, sorted(pool.held))
         self.model.give_back(pool.held, pool.token)
         pool.held.clear()
@@ -176,40 +185,55 @@ class Queue(RuleBasedStateMachine):
             self.zombies = [pool, *self.zombies][:2]
 
     @precondition(lambda self: self.old)
-    @rule(data=st.data())
-    def repeat(self, data: st.DataObject) -> None:
-        """Do an old end of an attempt once more, or with a token or number that never was."""
-        token, end = data.draw(st.sampled_from(self.old))
-        known = end._replace(outcome=self.model.records[end.task, end.attempt])
-        wrong = [known._replace(token="nobody's"), known._replace(attempt=end.attempt + 9)]
+    @rule()
+    def repeat(self) -> None:
+        """Do all old ends of attempts once more, and the present ones with a token and a number that never was."""
         before = rig.whole(self.store)
+        wrong = []
+        for token, end in self.old:
+            if not self.model.held(end.task, end.attempt, token):
+                wrong.append(end._replace(outcome=self.model.records[end.task, end.attempt]))
+                tasks.give_back(self.store, token, [(end.task, end.attempt)])
+        for name, task in self.model.tasks.items():
+            if task.own is State.LEASED:
+                assert task.token is not None
+                wrong.append(End(name, task.attempt, "nobody's", Outcome.SUCCEEDED, None))
+                wrong.append(End(name, task.attempt + 1, task.token, Outcome.FAILED, None))
         tasks.finish(self.store, wrong, rig.NOW)
-        if not self.model.held(end.task, end.attempt, token):
-            tasks.finish(self.store, [known], rig.NOW)
-            tasks.give_back(self.store, token, [(end.task, end.attempt)])
         assert rig.whole(self.store) == before
 
     # -- agents -----------------------------------------------------------------------------------
 
-    @rule(half=st.booleans())
-    def reap(self, half: bool) -> None:
-        """Return what the dead have leased; or die after the records are in."""
+    @rule(data=st.data(), half=st.booleans())
+    def reap(self, data: st.DataObject, half: bool) -> None:
+        """Return what somebody dead has leased; or die after the records are in."""
         dead = pilots.dead_tokens(self.store)
-        live = {pool.token for pool in self.pools}
-        assert not live & set(dead)
-        if half:
-            for doc in self.store.tasks.find({"lease": {"$in": dead}}):
-                key = (doc["_id"], doc["attempt"])
-                there = provenance.insert(self.store, [rig.lost_record(doc)])
-                assert self.model.settle(key, Outcome.LOST) == there.get(f"{key[0]}:{key[1]}", Outcome.LOST)
-        else:
-            assert rig.reap(self.store) == sum(task.token in dead for task in self.model.tasks.values())
-            self.model.reap(dead)
+        assert not {pool.token for pool in self.pools} & set(dead)
+        for token in dead[:1] if half else dead:
+            keys = [(name, task.attempt) for name, task in self.model.tasks.items() if task.token == token]
 
-    @rule(what=st.sampled_from(["check", "release", "revive", "reconcile"]), writes=st.sampled_from([1, 2, 3, 5, 99]))
-    def sweep(self, what: str, writes: int) -> None:
-        with rig.crash_after(self.store, writes):
-            getattr(dependants, what)(self.store)
+            def recorded(keys: list[Key] = keys) -> None:
+                for key in keys:
+                    self.model.settle(key, Outcome.LOST)
+
+            if half:
+                with rig.crash_after(self.store, 1):
+                    pilots.reap(self.store, token, rig.lost_record)
+                recorded()
+            else:
+                with self.meanwhile(data, first=recorded):
+                    pilots.reap(self.store, token, rig.lost_record)
+                self.model.reap([token])
+
+    @rule(data=st.data(), what=st.sampled_from(["check", "release", "revive", "reconcile"]))
+    def sweep(self, data: st.DataObject, what: str) -> None:
+        writes = data.draw(st.sampled_from([99, 99, 1, 2, 3, 5]), label="writes")
+        if writes == 99:
+            with self.meanwhile(data):
+                getattr(dependants, what)(self.store)
+        else:
+            with rig.crash_after(self.store, writes):
+                getattr(dependants, what)(self.store)
 
     # -- persons ------------------------------------------------------------------------------------
 
@@ -222,15 +246,87 @@ class Queue(RuleBasedStateMachine):
         if release:
             dependants.release(self.store, chosen)
 
-    @rule(chosen=st.lists(names, min_size=1, max_size=3, unique=True), writes=st.sampled_from([99, 99, 1, 2, 4]))
-    def retry(self, chosen: list[str], writes: int) -> None:
+    @rule(data=st.data(), chosen=st.lists(names, min_size=1, max_size=3, unique=True))
+    def retry(self, data: st.DataObject, chosen: list[str]) -> None:
+        self.note_retry(chosen)
+        writes = data.draw(st.sampled_from([99, 99, 1, 2, 4]), label="writes")
+        if writes == 99:
+            with self.meanwhile(data, since=2):
+                dependants.retry(self.store, chosen)
+        else:
+            with rig.crash_after(self.store, writes):
+                dependants.retry(self.store, chosen)
+
+    def note_retry(self, chosen: list[str]) -> None:
         seen = self.seen()
         for name in chosen:
             self.model.retry(name, State(seen[name]["state"]))
         for name, doc in seen.items():  # what a parent's first end has released stays released
             self.model.tasks[name].pending &= set(doc.get("pending", ()))
-        with rig.crash_after(self.store, writes):
-            dependants.retry(self.store, chosen)
+
+    # -- something else in the midst of it --------------------------------------------------------------
+
+    @contextmanager
+    def meanwhile(
+        self, data: st.DataObject, write: int = 0, since: int = 1, first: Callable[[], None] = lambda: None
+    ) -> Iterator[None]:
+        """Perhaps let another actor do something right before a write of the body.
+
+        Args:
+            data: to draw from.
+            write: which one; 0: any, from `since` on.
+            since: see there.
+            first: called when the first write is done.
+        """
+        act = data.draw(st.sampled_from(["", "", "cancel", "retry", "lease", "work", "sweep", "submit"]), label="act")
+        number = write or data.draw(st.integers(since, since + 4), label="before write")
+        if self.inside or not act:
+            yield
+            first()
+            return
+        self.inside = True
+        told: list[int] = []
+
+        def meanwhile(now: int) -> None:
+            if now == 2:
+                told.append(now)
+                first()
+            if now == number:
+                self.do(act, data)
+
+        with rig.faulty(self.store, rig.calling(self.store, meanwhile)):
+            yield
+        self.inside = False
+        if not told:
+            first()
+
+    def do(self, act: str, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.model.tasks)), label="name")
+        if act == "cancel":
+            self.model.cancel(name, State(self.seen()[name]["state"]))
+            tasks.cancel(self.store, [name], rig.NOW)
+        elif act == "retry":
+            self.note_retry([name])
+            dependants.retry(self.store, [name])
+        elif act == "lease":
+            pool = data.draw(st.sampled_from(self.anybody()))
+            self.leased(pool, rig.lease(self.store, pool.token, 4))
+            if data.draw(st.booleans(), label="and gives back"):
+                tasks.give_back(self.store, pool.token, sorted(pool.held))
+                self.model.give_back(pool.held, pool.token)
+                pool.held.clear()
+        elif act == "work":
+            pool = data.draw(st.sampled_from(self.anybody()))
+            pool.begun |= pool.held
+            pool.held.clear()
+            if pool.begun:
+                outcome = data.draw(OUTCOMES, label="outcome")
+                keys, pool.begun = sorted(pool.begun), set()
+                self.commit(data, pool, dict.fromkeys(keys, outcome), 3)
+        elif act == "sweep":
+            dependants.reconcile(self.store)
+        elif act == "submit":
+            self.add([[]], "done", 0, 99, [name])
 
     # -- comparison ---------------------------------------------------------------------------------
 

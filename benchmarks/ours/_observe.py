@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -62,7 +61,7 @@ def _role(process: psutil.Process, argv: list[str]) -> str:
 
 def cpu_s(root: Path) -> dict[str, float]:
     """Return the processor seconds that each role has used so far; `command` is what the children have waited for."""
-    used: Counter[str] = Counter(dict.fromkeys((*ROLES, "command"), 0.0))
+    used: dict[str, float] = dict.fromkeys((*ROLES, "command"), 0.0)
     for seen in processes(root):
         try:
             times = psutil.Process(seen.pid).cpu_times()
@@ -104,6 +103,11 @@ def commands(store: Store) -> dict[str, int]:
     return {name: int(count["total"]) for name, count in counts if isinstance(count, dict) and "total" in count}
 
 
+def _mpi(store: Store) -> str:
+    environment = store.environments.find_one() or {}
+    return " ".join(str(environment.get("mpi", "")).split())
+
+
 @dataclass
 class Cost:
     """What the tasks of a block cost; filled when it ends."""
@@ -129,4 +133,5 @@ def cost(opened: Project, tasks: int) -> Iterator[Cost]:
         **{f"cpu_us_{role}": s / tasks * 1e6 for role, s in spent.items()},
         **{f"rss_mb_{role}": size for role, size in rss_mb(root).items()},
         "mongod": opened.store.database.client.server_info()["version"],
+        "mpi": _mpi(opened.store),
     }

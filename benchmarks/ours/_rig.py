@@ -30,7 +30,7 @@ DRAIN_S = 20.0
 RESULT_S = 60.0
 """How long one result may take to come; the run as a whole has its own deadline."""
 
-NOTES = "embedded mongod, journaled writes acknowledged, full signed records"
+NOTES = "embedded mongod, journaled, full signed records"
 
 
 @pilot.task
@@ -62,10 +62,15 @@ def pool(config: ProjectConfig, slots: int) -> Iterator[launch.Local]:
             with access.store_of(config) as store:
                 launch.await_up(store, up, UP_S)
         except PilotDied as exc:
-            raise BenchmarkError(f"{exc}: {' '.join(up.last_words()[-3:])}") from exc
+            raise BenchmarkError(f"{exc}: {last_words(up)}") from exc
         yield up
     finally:
         end(up)
+
+
+def last_words(up: launch.Local) -> str:
+    """Return the end of the pilot's log, for a reason that fits on one line."""
+    return " ".join(" ".join(up.last_words()[-3:]).split())[-400:] or "its logs are empty"
 
 
 def end(up: launch.Local) -> None:
@@ -84,9 +89,12 @@ def end(up: launch.Local) -> None:
 @contextmanager
 def ready(settings: Settings) -> Iterator[Project]:
     """Open a project whose pilot has run some tasks already; its slots are `settings.workers`."""
-    with project(settings) as config, pool(config, settings.workers), pilot.open(config.root) as opened:
-        warm_up(settings.workers)
-        yield opened
+    with project(settings) as config, pool(config, settings.workers) as up, pilot.open(config.root) as opened:
+        try:
+            warm_up(settings.workers)
+            yield opened
+        except TimeoutError as exc:
+            raise BenchmarkError(f"no result within {RESULT_S:g} s: {last_words(up)}") from exc
 
 
 def warm_up(slots: int) -> None:

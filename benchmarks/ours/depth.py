@@ -84,4 +84,5 @@ def rate(store: Store, since: datetime, lead: int, window: int) -> float:
 
 if __name__ == "__main__":
     notes = NOTES + "; queue filled before the pilot starts; rate over 5,000 tasks with 1,000 queued, then with so many"
-    main("pilot", "hpc-pilot", {"depth": Workload(depth, 100_000, notes)})
+    sizes = {"depth": 100_000, "depth-million": 1_000_000}
+    main("pilot", "hpc-pilot", {name: Workload(depth, tasks, notes) for name, tasks in sizes.items()})

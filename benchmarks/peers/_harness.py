@@ -1,4 +1,4 @@
-"""What the scripts share, the peers' and ours: arguments, the clock, clean-up, and the one JSON line on standard output."""
+"""What the peers' scripts and ours share: arguments, the clock, clean-up, and the one JSON line on standard output."""
 
 from __future__ import annotations
 

@@ -33,10 +33,9 @@ SENDING_WAIT_S = 1e-3
 BEAT_S = 1.0
 
 QUICK_S = 300e-6
-"""Tasks shorter than this may be collected several at a time."""
+"""Tasks shorter than this are collected several at a time while the child has `NAP_ITEMS` in hand."""
 NAP_S = 1e-3
 NAP_ITEMS = 4
-"""The child must have as many in hand for us to sleep through a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +110,8 @@ class Slot:
         Raises:
             Alone: rank 0 has been silent for too long, or the launcher is gone.
         """
-        world = self._world
-        self._say(messages.Hello(self._host, os.getpid(), identity.node(), world.library, world.standard, world.size))
+        w = self._world
+        self._say(messages.Hello(self._host, os.getpid(), identity.node(), w.library, w.standard, w.size))
         while True:
             now = time.monotonic()
             self._hear()
