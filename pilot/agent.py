@@ -161,6 +161,8 @@ class Agent:
         self._folder = config.pilot_folder(settings.pilot)
         self._pool: PoolProcess | None = None
         self._starts = 0
+        self._started_at = 0.0
+        self._up = False
         self._backoff = lifecycle.Backoff(settings.restarts_s)
         self._pools_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)
         self._pilots_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)

@@ -82,7 +82,7 @@ class Project:
             if isinstance(error, KeyboardInterrupt) and left:
                 error.add_note(
                     f"{left} tasks go on without this program; `pilot status` shows them, `pilot wait` waits for "
-                    "them, `pilot cancel` ends them"
+                    "them, `pilot cancel --all` ends them"
                 )
         self.store.__exit__(None, None, None)
 

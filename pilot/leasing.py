@@ -12,7 +12,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Sequence
-
 from datetime import UTC, datetime
 from typing import Any
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pilot import signing
 from pilot.config import ProjectConfig, read_secret
-from pilot.errors import StoreError
+from pilot.errors import SchemaMismatch
+from pilot.model import SCHEMA
 from pilot.store import schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
@@ -32,19 +34,25 @@ def store_of(config: ProjectConfig, start: bool = True, timeout_s: float = TIMEO
 def create(config: ProjectConfig) -> None:
     """Make the database of a new project, or find that it is there."""
     with store_of(config) as store:
-        schema.create(store, config.id)
+        schema.create(store, config.id, proof(config))
 
 
 def checked(store: Store, config: ProjectConfig) -> Store:
-    """Make sure that an open store has our schema; make it where `init` could not.
+    """Make sure that an open store has our schema and was made with our key; make it where `init` could not.
 
     Raises:
         SchemaMismatch: it is another version's or another project's.
+        SignatureError: it was made with another key.
     """
     try:
-        schema.check(store, config.id)
-    except StoreError:
-        if store.meta.count_documents({}, limit=1):
+        schema.check(store, config.id, proof(config))
+    except SchemaMismatch:
+        if not schema.empty(store):
             raise
-        schema.create(store, config.id)
+        schema.create(store, config.id, proof(config))
     return store
+
+
+def proof(config: ProjectConfig) -> bytes:
+    """Return what only the project's key can sign; it stands in the database from the first day."""
+    return signing.Signer(signing.load_key(config.key_file), config.id).sign("project", SCHEMA, [config.id])

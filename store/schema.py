@@ -17,7 +17,7 @@ from typing import Any
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import OperationFailure
 
-from pilot.errors import SchemaMismatch
+from pilot.errors import SchemaMismatch, SignatureError
 from pilot.model import SCHEMA
 from pilot.states import Kind, State
 from pilot.store.mongo import Store, translating
@@ -60,11 +60,17 @@ TASK_INDEXES = (
 
 
 @translating("create the collections and indexes")
-def create(store: Store, project: str) -> None:
+def create(store: Store, project: str, proof: bytes = b"") -> None:
     """Make collections and indexes and write the version; harmless where they are.
+
+    Args:
+        store: the database.
+        project: id of the project whose it is.
+        proof: what only the project's key can sign; `check` compares it.
 
     Raises:
         SchemaMismatch: the database holds another version or another project.
+        SignatureError: another key made it.
     """
     if "events" not in store.database.list_collection_names():
         try:
@@ -74,16 +80,18 @@ def create(store: Store, project: str) -> None:
                 raise
     store.tasks.create_indexes(list(TASK_INDEXES))
     store.pools.create_indexes([IndexModel([("pilot", ASCENDING)], name="pilot")])
-    store.meta.update_one({"_id": "schema"}, {"$setOnInsert": {"version": SCHEMA, "project": project}}, upsert=True)
-    check(store, project)
+    first = {"version": SCHEMA, "project": project, "proof": proof}
+    store.meta.update_one({"_id": "schema"}, {"$setOnInsert": first}, upsert=True)
+    check(store, project, proof)
 
 
 @translating("read the schema version")
-def check(store: Store, project: str) -> None:
-    """Make sure that this code and the database speak of the same documents.
+def check(store: Store, project: str, proof: bytes = b"") -> None:
+    """Make sure that this code and the database speak of the same documents, and that our key made it.
 
     Raises:
         SchemaMismatch: the version is newer, older or absent, or the database is another project's.
+        SignatureError: another key made it: nothing in it would verify.
     """
     found: dict[str, Any] | None = store.meta.find_one({"_id": "schema"})
     if found is None:
@@ -106,3 +114,14 @@ def check(store: Store, project: str) -> None:
             f"database {store.database.name!r} belongs to project {found['project']!r}, not to {project!r}; "
             "give each project a database of its own"
         )
+    if proof and found.get("proof") not in (None, b"", proof):
+        raise SignatureError(
+            f"database {store.database.name!r} was made with another key than this project's; "
+            "put the right file back as .pilot/key (mode 600)"
+        )
+
+
+@translating("look into the database")
+def empty(store: Store) -> bool:
+    """Say whether nobody has made a schema here yet."""
+    return store.meta.count_documents({}, limit=1) == 0

@@ -163,9 +163,10 @@ def test_a_frozen_pilot_wakes_after_others_took_its_work(rig: Rig, dice: random.
     one, two = rig.start(), rig.start()
     with rig.open():
         futures = pilot.task(pilot_tasks.note).map(range(TASKS), path=str(notes), seconds=0.01)
-        tokens = tokens_of(rig, one)
+        wait_until(lambda: tokens_of(rig, one), LONG_S, "it is up", one.log)
         for _ in moments(dice, rig, 1, TASKS // 2):
             frozen = one.freeze()
+        tokens = tokens_of(rig, one)
         wait_until(
             lambda: rig.store.pools.find_one({"_id": {"$in": tokens}, "state": "dead"}), LONG_S, "it is fenced", two.log
         )

@@ -70,7 +70,7 @@ def _make(root: Path, uri: str | None) -> ProjectConfig:
     try:
         signing.create_key(config.key_file)
         with access.store_of(config, timeout_s=common.STORE_S) as store:
-            schema.create(store, config.id)
+            schema.create(store, config.id, access.proof(config))
     except BaseException as exc:
         _take_back(folder, before)
         if isinstance(exc, StoreError):
