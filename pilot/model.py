@@ -375,4 +375,6 @@ class Result(NamedTuple):
     usage: Usage
     rank: int
     host: str
+    program: tuple[str, str] | None = None
+    """Of a command: path and BLAKE2b-256 of the file that was executed."""
     log: Log | None = None

@@ -231,6 +231,8 @@ def record(
     doc = _head(task, result.attempt, result.outcome, place)
     doc["inputs"] = _fit(_inputs(inputs, sources), put)
     doc["outputs"] = _fit([{"name": name, **_value_fields(blob)} for name, blob in result.outputs], put)
+    if result.program is not None:
+        doc["command"] = {**doc["command"], "executable": result.program[0], "digest": result.program[1]}
     if result.exit_code is not None:
         doc["exit_code"] = result.exit_code
     if result.failure is not None:

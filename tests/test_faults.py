@@ -189,6 +189,27 @@ def test_a_frozen_pilot_wakes_after_others_took_its_work(rig: Rig, dice: random.
     rig.check_clean()
 
 
+@pytest.mark.parametrize("who", ["coordinator", "agent"])
+def test_one_process_of_a_pilot_hangs(rig: Rig, dice: random.Random, who: str) -> None:
+    """An agent replaces a pool that hangs; a pool whose agent hangs drains, and a new one starts when it wakes."""
+    one = rig.start()
+    with rig.open():
+        futures = load()
+        coordinator = one.rank(0)
+        for _ in moments(dice, rig, 1):
+            pid = coordinator if who == "coordinator" else one.process.pid
+            kill(pid, signal.SIGSTOP)
+        stopped = time.monotonic()
+        if who == "agent":
+            one.gone()
+            kill(pid, signal.SIGCONT)
+        wait_until(lambda: one.seen("rank", 0) not in ([], [coordinator]), LONG_S, "there is a new pool", one.log)
+        print(f"a new pool {time.monotonic() - stopped:.2f} s after the {who} hung")
+        finish(rig, futures)
+    assert one.process.poll() == 0
+    assert state_of(rig, one) == PilotState.ENDED
+
+
 def test_sigterm_drains(rig: Rig, dice: random.Random) -> None:
     """What runs is finished, what has not begun is returned, nobody is blamed."""
     one = rig.start()

@@ -122,7 +122,7 @@ class _Runner:
         outputs: tuple[tuple[str, Blob], ...] = ()
         ended: Ended | None = None
         failure: Failure | None = None
-        outcome, exit_code = Outcome.SUCCEEDED, None
+        outcome, exit_code, program = Outcome.SUCCEEDED, None, None
         try:
             if work.kind is TaskKind.COMMAND:
                 ended = self._commands.run(work, self._meter)
@@ -141,6 +141,7 @@ class _Runner:
         if ended is not None:
             outcome, outputs, exit_code = ended.outcome, ended.outputs, ended.exit_code
             usage = Usage(usage.wall_s, ended.cpu_s, ended.max_rss_bytes)
+            program = ended.program
             if ended.why:
                 failure = Failure("CommandFailed", ended.why, "", self._place.rank, self._place.host)
         if ended is None:
@@ -150,7 +151,7 @@ class _Runner:
             self._guard.note_leftovers(work.task)
         result = Result(
             work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,
-            self._place.rank, self._place.host,
+            self._place.rank, self._place.host, program,
         )  # fmt: skip
         return Kind.KILLED if ended is not None and ended.from_outside else Kind.RESULT, pack_result(result)
 

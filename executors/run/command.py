@@ -16,6 +16,7 @@ from pilot.executors.run.guard import Guard, die_with_parent
 from pilot.executors.run.meter import Meter
 from pilot.executors.run.scrub import command_environment
 from pilot.model import Blob, Command, Work
+from pilot.source import file_digest
 from pilot.states import Outcome
 from pilot.values import encode
 
@@ -44,6 +45,8 @@ class Ended(NamedTuple):
     max_rss_bytes: int = 0
     from_outside: bool = False
     """It was ended by TERM or KILL, not necessarily for anything it did."""
+    program: tuple[str, str] | None = None
+    """Path and BLAKE2b-256 of the file that was executed."""
 
 
 class Commands:
@@ -63,6 +66,7 @@ class Commands:
         self._project = project
         self._scratch = scratch
         self._rank = rank
+        self._found: dict[tuple[str, str], str] = {}
         self._armed = self._running = self._terminated = False
 
     def arm(self) -> None:
@@ -156,7 +160,7 @@ class Commands:
         self.arm()
         argv = ["/bin/sh", "-c", command.argv[0]] if command.shell else list(command.argv)
         env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, command.env)
-        program = _find(argv[0], command.env.get("PATH"))
+        program = self._find(argv[0], env.get("PATH", os.defpath))
         self._running, self._terminated = True, False
         try:
             pid = self._spawn(program, argv, env, workdir, work.memory_bytes, meter)
@@ -175,7 +179,19 @@ class Commands:
             outside = self._terminated or -code in (signal.SIGTERM, signal.SIGKILL)
         kept = ((EXIT_CODE, self._exchange.keep(encode(code)) if code else _ZERO),)
         cpu_s = usage.ru_utime + usage.ru_stime
-        return Ended(outcome, code, why, kept, cpu_s, usage.ru_maxrss * 1024, outside)
+        path = os.path.join(workdir, program)
+        return Ended(outcome, code, why, kept, cpu_s, usage.ru_maxrss * 1024, outside, (path, file_digest(path)))
+
+    def _find(self, program: str, search: str) -> str:
+        """Return the file to execute; a bare name that is nowhere on the task's PATH stays one, to be refused."""
+        if "/" in program:
+            return program
+        found = self._found.get((program, search))
+        if found is None or not os.access(found, os.X_OK):
+            candidates = (os.path.join(folder, program) for folder in search.split(":"))
+            usable = (path for path in candidates if os.access(path, os.X_OK) and os.path.isfile(path))
+            found = self._found[program, search] = next(usable, f"/nonexistent/{program}")
+        return found
 
     def _spawn(
         self, program: str, argv: list[str], env: dict[str, str], workdir: str, memory_bytes: int | None, meter: Meter
@@ -189,7 +205,7 @@ class Commands:
             return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
         try:
             with nullcontext() if memory_bytes is None else meter.limit(memory_bytes):
-                return os.posix_spawnp(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
+                return os.posix_spawn(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
         except OSError as error:
             return _not_started(argv[0], workdir, error)
         finally:
@@ -221,17 +237,6 @@ def _inside(path: str, what: str) -> str:
     if os.path.isabs(path) or ".." in path.split("/") or path.endswith("/"):
         raise InvalidInput(f"the {what} {path!r} of the command is not a relative path below its working directory")
     return path
-
-
-def _find(program: str, path: str | None) -> str:
-    """Return what to execute if the task has a PATH of its own; otherwise the system searches."""
-    if path is not None and "/" not in program:
-        for folder in path.split(":"):
-            candidate = os.path.join(folder, program)
-            if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
-                return candidate
-        return f"/nonexistent/{program}"
-    return program
 
 
 def _not_started(program: str, workdir: str, error: OSError) -> Ended:

@@ -15,7 +15,7 @@ from pilot.cli.common import Command, console, escaped, tell
 from pilot.cli.store import where
 from pilot.config import FOLDER, ProjectConfig, create_project, find_project, load_project
 from pilot.errors import PilotError, ProjectError, ProjectExists, ProjectNotFound, StoreError
-from pilot.store import access, schema, tasks
+from pilot.store import access, schema
 from pilot.store.local import LocalServer
 
 
@@ -50,15 +50,15 @@ def _half_made(root: Path) -> ProjectConfig | None:
 
 
 def _complete(config: ProjectConfig) -> ProjectConfig:
-    """Give a project without a key what it lacks, unless results in it were signed with a key that is gone."""
-    with access.store_of(config) as store:
-        access.checked(store, config)
-        if tasks.listing(store, limit=1):
+    """Give a project without a key what it lacks, unless its database was made with a key that is gone."""
+    with access.store_of(config, timeout_s=common.STORE_S) as store:
+        if not schema.empty(store):
             raise ProjectError(
-                f"cannot make a key for {str(config.root)!r}: its results were signed with another one, "
+                f"cannot make a key for {str(config.root)!r}: its database was made with another one, "
                 f"which is gone; restore {str(config.key_file)!r} from a backup"
             )
-    signing.create_key(config.key_file)
+        signing.create_key(config.key_file)
+        schema.create(store, config.id, access.proof(config))
     return config
 
 
