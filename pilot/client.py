@@ -18,12 +18,12 @@ from typing import Any, Self
 
 from pilot import records, signing, values
 from pilot.config import ProjectConfig, find_project
-from pilot.errors import ForeignFuture, InvalidInput, PilotError, TaskNotFound
+from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
 from pilot.model import SCHEMA, Blob, FunctionCode, Input, TaskSpec, new_batch, new_token, official_record
 from pilot.prepare import code_document
 from pilot.results import Watcher
-from pilot.states import State
+from pilot.states import GOOD, State
 from pilot.store import dependants, provenance, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
@@ -204,15 +204,15 @@ class Project:
             TaskNotFound: there is none, or several fit.
         """
         future = Future(tasks.resolve(self.store, task)["_id"], self)
-        self._watch([future])
+        self._watch([future], new=False)
         return future
 
-    def _watch(self, futures: Sequence[Future]) -> None:
+    def _watch(self, futures: Sequence[Future], new: bool = True) -> None:
         with self._lock:
             if self._watcher is None:
                 self._watcher = Watcher(self)
                 self._watcher.start()
-            self._watcher.add(futures)
+            self._watcher.add(futures, new)
 
     def decode_result(self, record: dict[str, Any]) -> Any:
         """Verify a record and return the value of its outputs: a function's result, a command's outputs by name.
@@ -223,14 +223,19 @@ class Project:
             ObjectMissing, ObjectCorrupt: the object repository does not have what the record names.
         """
         records.verify(record, self._signer)
+        if record["outcome"] not in GOOD:
+            raise SignatureError(f"record {record['_id']!r} says {record['outcome']!r}, its task says done")
         outputs = records.unpack(record["outputs"], self._objects.get)
         loaded = {entry["name"]: self._load(entry) for entry in outputs}
         return loaded["result"] if loaded.keys() == {"result"} else loaded
 
     def _load(self, entry: dict[str, Any]) -> Any:
         blob = records.blob_from(entry)
-        data = self._objects.get(blob.hash) if blob.data is None else blob.data
-        return values.decode(data)
+        if blob.data is None:
+            return values.decode(self._objects.get(blob.hash))
+        if values.digest(blob.data) != blob.hash:
+            raise SignatureError(f"output {entry['name']!r} of a record is not what was signed: somebody changed it")
+        return values.decode(blob.data)
 
     def state_of(self, task: str) -> State:
         """Return a task's state as the store has it now.

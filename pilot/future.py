@@ -6,7 +6,7 @@ import concurrent.futures
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
-from pilot.errors import PilotError
+from pilot.errors import PilotError, TaskError
 from pilot.states import State
 
 
@@ -69,7 +69,10 @@ class Future(concurrent.futures.Future[Any]):
             return None
         if self.cancelled():
             return State.CANCELLED
-        return State.FAILED if super().exception(0) is not None else State.DONE
+        error = super().exception(0)
+        if error is not None and not isinstance(error, TaskError):
+            return None  # the project was closed before
+        return State.DONE if error is None else State.FAILED
 
     def record(self) -> dict[str, Any] | None:
         """Return the task's provenance document: the official one, else the latest attempt's, else None."""
@@ -96,12 +99,12 @@ class Future(concurrent.futures.Future[Any]):
             SignatureError: its record is not what the pool wrote.
             DecodingError: its value does not load here.
         """
-        value = super().result(timeout)
-        if not self._decoded:
-            self._result = cast("Callable[[], Any]", value)()  # decoded by whoever asks first, not by the watcher
-            self._decoded = True
+        super().result(timeout)
+        with self._condition:  # of one future; as a rule nobody else waits for it
+            if not self._decoded:
+                self._result = cast("Callable[[], Any]", self._result)()  # by whoever asks first, not by the watcher
+                self._decoded = True
             return self._result
-        return value
 
     def end_cancelled(self) -> None:
         """Mark it cancelled; for its project."""

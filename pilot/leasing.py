@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from pilot import lifecycle, placement
-from pilot.errors import Fenced, StoreError
+from pilot.errors import Fenced, InvalidInput, StoreError
 from pilot.model import BUCKETS, Resources, bucket_of
 from pilot.prepare import Held, Preparer, Refused
 from pilot.store import events, pilots, tasks
@@ -201,7 +201,11 @@ class Leaser:
         now = time.time()
         fitting = []
         for name in tasks.ready_classes(self._store):
-            resources = Resources.from_key(name)
+            try:
+                resources = Resources.from_key(name)
+            except InvalidInput:  # somebody has edited a task: it is leased, and refused for its signature
+                fitting.append(name)
+                continue
             if placement.fits(resources, self._slot_cores) and lifecycle.fits_before(
                 resources.walltime_s, now, self._end_at
             ):

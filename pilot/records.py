@@ -55,7 +55,10 @@ def pack(items: list[Document], put: Put, inline: int) -> Any:
 def unpack(stored: Any, get: Get) -> list[Document]:
     """Return the list that `pack` stored; `get` reads an object."""
     if isinstance(stored, dict):
-        items: list[Document] = values.decode(get(stored["object"]))
+        data = get(stored["object"])
+        if bytes(data[:1]) != b"j":  # a list of plain data: never unpickle what is not verified yet
+            raise SignatureError(f"object {stored['object']!r} is not the list that a document names it for")
+        items: list[Document] = values.decode(data)
         return items
     return list(stored)
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from pilot import records
 from pilot.config import ProjectConfig
-from pilot.errors import StoreError, TaskFailed
+from pilot.errors import PilotError, StoreError, TaskFailed
 from pilot.future import Future
 from pilot.model import official_record
 from pilot.states import ENDED, GOOD, State
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 5.0
 """How often outstanding tasks are looked at without a hint, a chunk at a time."""
-FOREIGN_S = 0.25
-"""The same for tasks that another session submitted, of which no hint comes."""
+SOON_S = 0.25
+"""The same for tasks that another session submitted, or that may have ended before: of these no hint comes."""
 NO_PILOT_S = 20.0
 """A program that waits for so long with no pilot up is told so."""
 
@@ -40,9 +40,6 @@ class Source(Protocol):
     session: str
     store: Store
 
-    def submitted(self, task: str) -> bool:
-        """Say whether this session submitted the task."""
-
     def decode_result(self, record: dict[str, Any]) -> Any:
         """Return the value of a record's outputs."""
 
@@ -53,11 +50,12 @@ class Watcher:
     def __init__(self, project: Source) -> None:
         self._project = project
         self._mine: dict[str, list[Future]] = {}
-        self._foreign: set[str] = set()
+        self._soon: set[str] = set()
+        """Those of which perhaps no hint will come."""
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="pilot-results", daemon=True)
         self._lock = threading.Lock()
-        self._looked = 0.0
+        self._looked = self._looked_soon = 0.0
         self._position = 0
         self._warned = False
 
@@ -65,20 +63,35 @@ class Watcher:
         """Start following."""
         self._thread.start()
 
-    def add(self, futures: Iterable[Future]) -> None:
-        """Complete these futures when their tasks have ended."""
-        submitted = self._project.submitted
+    def add(self, futures: Iterable[Future], new: bool = True) -> None:
+        """Complete these futures when their tasks have ended.
+
+        Args:
+            futures: of tasks of this project.
+            new: they are being submitted by this session, which will be told of their ends.
+        """
         with self._lock:
             for future in futures:
                 self._mine.setdefault(future.id, []).append(future)
-                if not submitted(future.id):
-                    self._foreign.add(future.id)
+                if not new:
+                    self._soon.add(future.id)
 
     def close(self) -> int:
-        """Stop; return how many tasks had not ended."""
+        """Stop, and say so to those who wait for the others; return how many tasks had not ended."""
         self._closing.set()
         self._thread.join(5.0)
-        return len(self._mine)
+        with self._lock:
+            left, self._mine = self._mine, {}
+        for task, futures in left.items():
+            for future in futures:
+                if not future.done():
+                    future.set_exception(
+                        PilotError(
+                            f"the project was closed before task {task!r} ended; the task goes on: open the project "
+                            f"again, and project.task({task!r}) waits for it"
+                        )
+                    )
+        return len(left)
 
     def _follow(self) -> None:
         project = self._project
@@ -94,7 +107,7 @@ class Watcher:
                         began = time.monotonic()
                         self._take_records(event.get("records", ()))
                         self._look(event.get("tasks", ()))
-                    self._sweep()
+                    self._sweep(event is None)
                     self._warn_if_alone(began)
                 except StoreError as exc:
                     log.warning("waiting for results: %s", exc)
@@ -103,19 +116,31 @@ class Watcher:
                     log.exception("results cannot be followed; this is a defect")
                     self._closing.wait(1.0)
 
-    def _sweep(self) -> None:
-        """Look at outstanding tasks without a hint, one chunk at a time."""
+    def _sweep(self, quiet: bool) -> None:
+        """Look at outstanding tasks without a hint, one chunk at a time.
+
+        Args:
+            quiet: no hint has come: then a chunk that finds any ended is followed by the next one at once.
+        """
         now = time.monotonic()
-        if now - self._looked < (FOREIGN_S if self._foreign else SWEEP_S):
+        if self._soon and now - self._looked_soon >= SOON_S:
+            self._looked_soon = now
+            with self._lock:
+                soon = list(self._soon)
+            for part in tasks.chunks(soon):
+                self._look(part)
+        if now - self._looked < SWEEP_S:
             return
         self._looked = now
         with self._lock:
-            outstanding = [*self._foreign] or list(self._mine)
+            outstanding = list(self._mine)
         if self._position >= len(outstanding):
             self._position = 0
         chunk = outstanding[self._position : self._position + tasks.CHUNK]
-        self._position += tasks.CHUNK
-        self._look(chunk)
+        if self._look(chunk) and quiet:  # hints were lost, perhaps many
+            self._looked = 0.0
+        else:
+            self._position += tasks.CHUNK
 
     def _warn_if_alone(self, began: float) -> None:
         if self._mine and not self._warned and time.monotonic() - began > NO_PILOT_S:
@@ -136,18 +161,18 @@ class Watcher:
 
     def _pop(self, task: str) -> list[Future]:
         with self._lock:
-            self._foreign.discard(task)
+            self._soon.discard(task)
             return self._mine.pop(task, [])
 
     def _succeed(self, future: Future, record: dict[str, Any]) -> None:
         if not future.done():
             future.set_result(functools.partial(self._project.decode_result, record))
 
-    def _look(self, ids: Sequence[str]) -> None:
-        """Fetch those of `ids` that have ended and complete their futures."""
+    def _look(self, ids: Sequence[str]) -> int:
+        """Fetch those of `ids` that have ended and complete their futures; return how many these are."""
         wanted = [task for task in ids if task in self._mine]
         if not wanted:
-            return
+            return 0
         store = self._project.store
         docs = tasks.get(store, wanted, ["state", "official", "reason", "message", "attempt", "pending", "name"])
         ended = {task: doc for task, doc in docs.items() if doc["state"] in ENDED}
@@ -159,6 +184,7 @@ class Watcher:
                 continue  # cannot be: the record comes first
             for future in self._pop(task):
                 self._complete(future, doc, record)
+        return len(ended)
 
     def _complete(self, future: Future, doc: dict[str, Any], record: dict[str, Any] | None) -> None:
         if future.done():

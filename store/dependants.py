@@ -255,8 +255,15 @@ def _release_all(store: Store, found: Sequence[Document]) -> list[str]:
     below: list[str] = []
     for state in ENDED:
         parents = [doc["_id"] for doc in found if doc["state"] == state]
-        for part in chunks(parents, PARENTS):
-            below += _release_from(store, part, state)
+        for part in chunks(parents):
+            waiting: Document = {"pending": {"$in": list(part)}, "state": State.WAITING.value}
+            if state is not State.DONE:
+                below += _fail_dependants(store, {**waiting, "waits": "done"})
+                waiting["waits"] = "end"
+                if store.tasks.find_one(waiting, ["_id"], hint="pending") is None:
+                    continue
+            for few in chunks(part, PARENTS):
+                below += _free_dependants(store, few, {**waiting, "pending": {"$in": list(few)}})
     _clear(store, "unreleased", found)
     return below
 
@@ -270,13 +277,9 @@ def _clear(store: Store, marker: str, found: Iterable[Document]) -> None:
         store.tasks.update_many({"_id": {"$in": ids}, "rev": rev, marker: True}, {"$unset": {marker: ""}}, hint=BY_ID)
 
 
-def _release_from(store: Store, parents: Sequence[str], state: State) -> list[str]:
-    """Release what waits for `parents`, all of them in `state`; return those that may have ended by it."""
-    ended: list[str] = []
-    waiting = {"pending": {"$in": list(parents)}, "state": State.WAITING.value}
-    if state is not State.DONE:
-        ended += _fail_dependants(store, {**waiting, "waits": "done"})
-        waiting["waits"] = "end"
+def _free_dependants(store: Store, parents: Sequence[str], waiting: Document) -> list[str]:
+    """Take `parents` out of the `pending` of what waits for them; return the joins that may be done by it."""
+    joins: list[str] = []
     left = {"$setDifference": ["$pending", list(parents)]}
     free = {"$eq": ["$pending", []]}
     update = [
@@ -297,12 +300,12 @@ def _release_from(store: Store, parents: Sequence[str], state: State) -> list[st
             ids = [kid["_id"] for kid in part]
             store.tasks.update_many({"_id": {"$in": ids}, **waiting}, update, hint=BY_ID)
             moved = True
-        ended += [kid["_id"] for kid in kids if kid["kind"] == Kind.JOIN]
+        joins += [kid["_id"] for kid in kids if kid["kind"] == Kind.JOIN]
         if len(kids) < SWEEP:
             break
     if moved:
         events.hint(store, events.READY)
-    return ended
+    return joins
 
 
 def _fail_dependants(store: Store, waiting: Document) -> list[str]:

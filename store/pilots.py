@@ -41,7 +41,9 @@ def beat(store: Store, pilot: str, fields: Document) -> Document:
         Fenced: it is not in the store, or has ended.
     """
     found: Document | None = store.pilots.find_one_and_update(
-        {"_id": pilot, "state": {"$ne": PilotState.ENDED.value}}, {"$inc": {"beat": 1}, "$set": {**fields, "seen": datetime.now(UTC)}}, return_document=True
+        {"_id": pilot, "state": {"$ne": PilotState.ENDED.value}},
+        {"$inc": {"beat": 1}, "$set": {**fields, "seen": datetime.now(UTC)}},
+        return_document=True,
     )
     if found is None:
         raise Fenced(f"pilot {pilot!r} is no longer in the store")

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+import pilot
 from pilot.errors import ServerNotFound
 from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 from tests import queue_rig
+from tests.rig import Rig
+from tests.server_rig import kill
 
 # -- services that a machine may lack ---------------------------------------------------------------
 
@@ -60,6 +63,21 @@ def mongod_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.start(deadline_s=60)
     finally:
         server.stop()
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[Path]:
+    """Give a place for a server; end whatever serves it afterwards."""
+    place = tmp_path / "store"
+    yield place
+    if (process := mongod.running(place / "db")) is not None:
+        kill(process.pid)
+
+
+@pytest.fixture
+def server(directory: Path) -> LocalServer:
+    need("mongod")
+    return LocalServer(directory)
 
 
 PROJECT = "project-of-the-tests"
@@ -123,4 +141,36 @@ def b(store: Store) -> str:
 def raced(store: Store, mongod_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Store, queue_rig.Commands]]:
     """Return a second way into the same database, and what counts its commands and can do something before each."""
     with queue_rig.listening(mongod_uri, store.database.name, monkeypatch) as opened:
+        yield opened
+
+
+# -- a whole system ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Run one project with one pilot of two slots for all tests that do not break it."""
+    need("mongod")
+    need("mpiexec")
+    with Rig(tmp_path_factory.mktemp("shared") / "p") as made:
+        made.start(slots=2)
+        yield made
+        made.drain()
+        made.check_clean()
+
+
+@pytest.fixture
+def rig(shared_rig: Rig) -> Iterator[Rig]:
+    """Yield the shared project; check the invariants at the end, and that its pilot is still the same."""
+    coordinator = shared_rig.pilots[0].rank(0)
+    yield shared_rig
+    shared_rig.settled()
+    shared_rig.check()
+    assert shared_rig.pilots[0].seen("rank", 0) == [coordinator], shared_rig.logs()
+
+
+@pytest.fixture
+def project(rig: Rig) -> Iterator[pilot.Project]:
+    """Open the shared project."""
+    with rig.open() as opened:
         yield opened

@@ -129,3 +129,23 @@ def dig(depth: int = 0) -> int:
 
 def interrupt() -> None:
     raise KeyboardInterrupt("from inside")
+
+
+def wait_for(path: str) -> str:
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    return path
+
+
+def say_and_spin(path: str) -> None:
+    open(path, "w").close()
+    spin()
+
+
+def say_and_ignore_term(path: str) -> None:
+    open(path, "w").close()
+    ignore_term()
+
+
+def large(megabytes: int) -> bytes:
+    return os.urandom(1 << 20) * megabytes

@@ -72,9 +72,9 @@ def nap(t):
 
 with pilot.open():
     futures = nap.map([0.2] * 200)
-    futures[0].result(timeout=60)
+    next(pilot.as_completed(futures, timeout=60))  # whichever: they do not run in their order
     print("begun", flush=True)
-    futures[-1].result(timeout=60)
+    pilot.wait(futures, timeout=60)
 """
 
 
@@ -222,6 +222,38 @@ def test_ctrl_c_in_a_run_leaves_the_queue_consistent(pilot: Pilot, root: Path, i
     assert pilot("pilots", "--live", "--json").json == []
 
 
+def test_run_says_that_its_pilot_died(pilot: Pilot, root: Path, ids: dict[str, str]) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "run", "--slots", "1", "sleeper.py"], cwd=root, start_new_session=True, text=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "begun\n"
+    view = pilot("pilots", "--live", "--json").json[0]
+    psutil.Process(view["pid"]).kill()
+    said = process.stderr.readline()
+    assert said == f"pilot: pilot {view['id']} has ended: its agent died; `pilot up` starts another one\n"
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 130
+    assert "tasks still queued" in err
+    assert processes_of(view["id"]) == []  # not even its pool, which has outlived the agent
+    pilot("cancel", "--all", "--yes")
+
+
+def processes_of(pilot: str) -> list[int]:
+    """Return the processes of a pilot's first pool."""
+    return [p.pid for p in psutil.process_iter() if f"PILOT_POOL={pilot}.1".encode() in _environment(p.pid)]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 # -- looking --------------------------------------------------------------------------------------
 
 
@@ -249,7 +281,7 @@ def test_show_tells_where_a_result_came_from(pilot: Pilot, ids: dict[str, str]) 
     shown = said.out
     assert said.code == 0
     assert "signature fits" in shown
-    assert re.search(rf"parts\[1\] +\{{'twice': 2\}} +← {ids['part']}:1 double result [0-9a-f]{{10}}", shown), shown
+    assert re.search(rf"parts\[1\] +\{{'twice': 2\}} +← {ids['part']}:1 double +[0-9a-f]{{10}}", shown), shown
     assert re.search(r"start +1 ", shown)
     assert re.search(r"outputs\n +result +21 ", shown)
 
@@ -416,16 +448,7 @@ def test_a_dead_agent_is_noticed_and_cleared_away(pilot: Pilot, root: Path, live
     assert re.search(rf"wrong +pilots +{other}: its agent died: `pilot down {other}`", doctor.out)
     assert f"{other} lost" in pilot("down", other).out
     assert next(view["state"] for view in pilot("pilots", "--json").json if view["id"] == other) == "lost"
-    pool = f"PILOT_POOL={other}.1".encode()
-    left = [p.pid for p in psutil.process_iter() if pool in _environment(p.pid)]
-    assert left == []
-
-
-def _environment(pid: int) -> list[bytes]:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return []
+    assert processes_of(other) == []
 
 
 # -- store ----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -9,15 +10,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
 from pilot.cli import common
 from pilot.cli.app import COMMANDS, run
-from pilot.config import create_project, load_project
+from pilot.config import create_project, load_project, load_site
 from pilot.signing import create_key
+from pilot.store import pilots
+from pilot.store.access import store_of
 
 COMMAND = [sys.executable, "-P", "-m", "pilot"]
 
@@ -28,6 +32,11 @@ class Said(NamedTuple):
     code: int
     out: str
     err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout."""
+        return json.loads(self.out)
 
 
 Call = Callable[..., Said]
@@ -283,6 +292,78 @@ def test_own_server(call: Call, own: Path) -> None:
     assert "it is a server of your own" in one_line(call("store", "stop"))
     assert call("doctor").code == 0
     assert "none yet" in call("status").out
+
+
+def test_a_pilot_that_is_not_heard_of(call: Call, own: Path) -> None:
+    call("submit", "--", "true")
+    long_ago = datetime.now(UTC) - timedelta(seconds=90)
+    with store_of(load_project(own)) as store:
+        fields = {"site": "cluster", "host": "elsewhere", "pid": 1, "slots": 4, "state": "running", "ttl_s": 30.0}
+        pilots.register(store, "pgone01", {**fields, "started": long_ago, "seen": long_ago})
+    assert re.search(r"^pgone01 +silent", call("pilots").out, re.MULTILINE)
+    assert "pilot pgone01 on elsewhere has not been heard of for 2 min" in call("status").out
+    doctor = call("doctor")
+    assert doctor.code == 1
+    assert re.search(r"^wrong +pilots +pgone01 on elsewhere: no heartbeat for 2 min", doctor.out, re.MULTILINE)
+    assert re.search(r"the heartbeat of pilot pgone01 on elsewhere is 9\d s old", call("explain", newest(call)).out)
+    said = call("down")
+    assert said.code == 0
+    assert "pgone01 has not been heard of" in said.err
+
+
+def test_results_that_wait_for_the_store(call: Call, own: Path) -> None:
+    folder = own / ".pilot" / "spool" / "sometoken"
+    folder.mkdir(parents=True)
+    (folder / "00000001.bson").touch()
+    assert "1 batch of results waits for the store" in call("status").out
+    doctor = call("doctor")
+    assert doctor.code == 0
+    assert re.search(r"^note +spool +1 batch of results of 1 dead pool", doctor.out, re.MULTILINE)
+
+
+def test_doctor_repairs(call: Call, own: Path) -> None:
+    task = call("submit", "--", "true").out.strip()
+    with store_of(load_project(own)) as store:
+        store.tasks.update_one({"_id": task}, {"$set": {"state": "waiting", "pending": [], "unchecked": True}})
+    assert re.search(r"^note +markers +1 unchecked", call("doctor").out, re.MULTILINE)
+    assert call("doctor", "--repair").code == 0
+    assert call("tasks", "--json").json[0]["state"] == "ready"
+
+
+def test_doctor_reports_violations(call: Call, own: Path) -> None:
+    task = call("submit", "--", "true").out.strip()
+    with store_of(load_project(own)) as store:
+        store.tasks.update_one({"_id": task}, {"$set": {"state": "done"}})
+    doctor = call("doctor")
+    assert doctor.code == 1
+    assert re.search(rf"^wrong +invariants task {task}: done", doctor.out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ('shift; for i in 1 2; do "$@"; done', "started two programs of one rank instead of one of two"),
+        ("echo no route to host >&2; exit 3", "cannot start two ranks: no route to host"),
+    ],
+    ids=["singletons", "failing"],
+)
+def test_doctor_tries_the_launcher(
+    call: Call, own: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    launcher = own / "launch"
+    launcher.write_text(f"#!/bin/sh\n{script}\n")
+    launcher.chmod(0o755)
+    site = load_site().model_copy(update={"launcher": (str(launcher), "{ranks}")})
+    monkeypatch.setattr("pilot.cli.doctor.load_site", lambda name: site)
+    doctor = call("doctor")
+    assert doctor.code == 1
+    assert re.search(rf"^wrong +mpi +.*{words}", doctor.out, re.MULTILINE), doctor.out
+
+
+def newest(call: Call) -> str:
+    """Return the id of the newest task."""
+    found: str = call("tasks", "--json").json[0]["task"]
+    return found
 
 
 def test_debug_shows_the_traceback(own: Path) -> None:

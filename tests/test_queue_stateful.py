@@ -111,7 +111,7 @@ class Queue(RuleBasedStateMachine):
         """Lease; the answer may get lost, or the update; a pool that is dead may not know it yet."""
         pool = data.draw(st.sampled_from(self.anybody()))
         if answer == "m":
-            with self.meanwhile(data, 1):
+            with self.meanwhile(data, 1, but=pool):
                 got = rig.lease(self.store, pool.token, limit, bucket)
         else:
             with rig.faulty(self.store, rig.answers_lost if answer == "l" else rig.never_sent):
@@ -268,7 +268,12 @@ class Queue(RuleBasedStateMachine):
 
     @contextmanager
     def meanwhile(
-        self, data: st.DataObject, write: int = 0, since: int = 1, first: Callable[[], None] = lambda: None
+        self,
+        data: st.DataObject,
+        write: int = 0,
+        since: int = 1,
+        first: Callable[[], None] = lambda: None,
+        but: Pool | None = None,
     ) -> Iterator[None]:
         """Perhaps let another actor do something right before a write of the body.
 
@@ -277,6 +282,7 @@ class Queue(RuleBasedStateMachine):
             write: which one; 0: any, from `since` on.
             since: see there.
             first: called when the first write is done.
+            but: a pool that does not lease: no pool does two leases at once.
         """
         act = data.draw(st.sampled_from(["", "", "cancel", "retry", "lease", "work", "sweep", "submit"]), label="act")
         number = write or data.draw(st.integers(since, since + 4), label="before write")
@@ -292,7 +298,7 @@ class Queue(RuleBasedStateMachine):
                 told.append(now)
                 first()
             if now == number:
-                self.do(act, data)
+                self.do(act, data, but)
 
         with rig.faulty(self.store, rig.calling(self.store, meanwhile)):
             yield
@@ -300,7 +306,7 @@ class Queue(RuleBasedStateMachine):
         if not told:
             first()
 
-    def do(self, act: str, data: st.DataObject) -> None:
+    def do(self, act: str, data: st.DataObject, but: Pool | None) -> None:
         name = data.draw(st.sampled_from(sorted(self.model.tasks)), label="name")
         if act == "cancel":
             self.model.cancel(name, State(self.seen()[name]["state"]))
@@ -309,7 +315,7 @@ class Queue(RuleBasedStateMachine):
             self.note_retry([name])
             dependants.retry(self.store, [name])
         elif act == "lease":
-            pool = data.draw(st.sampled_from(self.anybody()))
+            pool = data.draw(st.sampled_from([pool for pool in self.anybody() if pool is not but]))
             self.leased(pool, rig.lease(self.store, pool.token, 4))
             if data.draw(st.booleans(), label="and gives back"):
                 tasks.give_back(self.store, pool.token, sorted(pool.held))

@@ -155,18 +155,18 @@ def console(stderr: bool = False) -> Console:
 
 
 class Rows:
-    """A table without lines that never breaks a row: one column, the last by custom, is clipped where room ends.
+    """A table without lines that never breaks a row: one column, by custom the last, is clipped where room ends.
 
     Args:
         columns: the headings; none is shown if all are empty.
         right: those of numbers.
-        clip: the heading of the column to clip; None: the last one.
+        clip: number of the column to clip.
     """
 
-    def __init__(self, *columns: str, right: Collection[str] = (), clip: str | None = None) -> None:
+    def __init__(self, *columns: str, right: Collection[str] = (), clip: int = -1) -> None:
         self._columns = columns
         self._right = right
-        self._clip = len(columns) - 1 if clip is None else columns.index(clip)
+        self._clip = clip % len(columns)
         self._rows: list[tuple[str, ...]] = []
 
     def add(self, *cells: str) -> None:

@@ -83,7 +83,8 @@ def doctor(repair: bool, as_json: bool) -> int:
 def _examine(patient: _Patient) -> Iterator[Line]:
     """Run all checks; one that ends in an error says so and the others go on."""
     checks: list[tuple[str, Callable[[_Patient], Iterator[Line]]]] = [
-        ("project", _project), ("key", _key), ("store", _store), ("schema", _schema), ("clock", _clock), ("invariants", _invariants),
+        ("project", _project), ("key", _key), ("store", _store), ("schema", _schema), ("clock", _clock),
+        ("invariants", _invariants),
         ("markers", _markers), ("objects", _objects), ("disk", _disk), ("mpi", _mpi), ("spool", _spool),
         ("pilots", _pilots),
     ]  # fmt: skip
@@ -143,9 +144,9 @@ def _spool(patient: _Patient) -> Iterator[Line]:
     dead = {token: count for token, count in waiting.items() if token not in live}
     if dead:
         what = (
-            f"{sum(dead.values())} batches of results of {text.count(len(dead), 'dead pool')} are not in the store yet"
+            f"{text.count(sum(dead.values()), 'batch', 'batches')} of results of {text.count(len(dead), 'dead pool')}"
         )
-        yield Line("spool", NOTE, f"{what}: the next pilot that starts writes them (`pilot up`)")
+        yield Line("spool", NOTE, f"{what}, not in the store yet: the next pilot that starts writes them (`pilot up`)")
     else:
         yield Line("spool", NOTE, f"{sum(waiting.values())} batches of results are on their way to the store")
 
@@ -208,9 +209,10 @@ def _markers(patient: _Patient) -> Iterator[Line]:
 # -- machine --------------------------------------------------------------------------------------
 
 _PROBE = (
-    "from mpi4py import MPI; c = MPI.COMM_WORLD; "
-    "print(c.rank, c.size, MPI.Get_library_version().splitlines()[0].strip(chr(0)))"
+    "from mpi4py import MPI; c = MPI.COMM_WORLD; ranks = c.gather(c.rank); "
+    "c.rank or print(len(ranks), MPI.Get_library_version().splitlines()[0].strip(chr(0)))"
 )
+"""Rank 0 says how many there are, and of which library."""
 
 
 def _mpi(patient: _Patient) -> Iterator[Line]:
@@ -231,15 +233,15 @@ def _mpi(patient: _Patient) -> Iterator[Line]:
     except subprocess.TimeoutExpired:
         yield Line("mpi", WRONG, f"{program} did not start two ranks within {_LAUNCH_S:g} s: {install}")
         return
-    ranks = sorted(line.split(maxsplit=2) for line in ran.stdout.splitlines() if line[:1].isdigit())
-    if ran.returncode or not ranks:
+    said = ran.stdout.split(maxsplit=1)
+    if ran.returncode or len(said) != 2:
         last = (ran.stderr or ran.stdout).strip().splitlines()[-1:] or [f"exit code {ran.returncode}"]
         yield Line("mpi", WRONG, f"{program} cannot start two ranks: {text.line(last[0], 200)}: {install}")
-    elif [rank[:2] for rank in ranks] != [["0", "2"], ["1", "2"]]:
-        what = f"{program} started {len(ranks)} programs of one rank instead of one of two"
-        yield Line("mpi", WRONG, f"{what}: it is not the launcher of mpi4py's library ({ranks[0][2]}); {install}")
+    elif said[0] != "2":
+        what = f"{program} started two programs of one rank instead of one of two"
+        yield Line("mpi", WRONG, f"{what}: it is not the launcher of mpi4py's library; {install}")
     else:
-        yield Line("mpi", OK, f"{ranks[0][2]}, {program}")
+        yield Line("mpi", OK, f"{text.line(said[1])}, {program}")
 
 
 def _pilots(patient: _Patient) -> Iterator[Line]:

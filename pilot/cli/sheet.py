@@ -171,7 +171,7 @@ def _print_values(
         return
     count = entries["count"] if isinstance(entries, Mapping) else len(entries)
     shown = shown_of(entries, everything)
-    rows = Rows("", "", "")
+    rows = Rows("", "", "", "", clip=1)
     for entry in shown:
         rows.add(*_value(entry, sources))
     out.print(f"{title} [dim]({count:,})[/]" if count > 1 else title)
@@ -181,17 +181,18 @@ def _print_values(
         out.print(f"  [dim]… {count - len(shown):,} more (--all shows them)[/]")
 
 
-def _value(entry: Document, sources: Mapping[tuple[str, str], Document]) -> tuple[str, str, str]:
-    name = f"  {escaped(entry['name'])}"
+def _value(entry: Document, sources: Mapping[tuple[str, str], Document]) -> tuple[str, str, str, str]:
+    """Return an input or output as a row: name, value, where it came from, hash."""
+    name, digest = f"  {escaped(entry['name'])}", f"[dim]{entry['hash'][:10]}[/]"
     if "source" not in entry:
-        return name, escaped(text.value(entry)), f"[dim]{entry['hash'][:10]}[/]"
+        return name, escaped(text.value(entry)), "", digest
     source = entry["source"]
     origin = sources.get((source["record"], source["output"]))
-    shown = text.value(origin, 48) if origin is not None else text.size(entry["size"])
-    output = source["output"] + (f"[{source['item']!r}]" if "item" in source else "")
+    shown = text.value(origin) if origin is not None else text.size(entry["size"])
+    output = "" if source["output"] == "result" else f" {source['output']}"
+    output += f"[{source['item']!r}]" if "item" in source else ""
     parent = f" {escaped(text.line(origin['from'], 24))}" if origin is not None else ""
-    link = f"← [cyan]{source['record']}[/]{parent} {escaped(output)} [dim]{entry['hash'][:10]}[/]"
-    return name, escaped(shown), link
+    return name, escaped(shown), f"← [cyan]{source['record']}[/]{parent}{escaped(output)}", digest
 
 
 def _print_exception(out: Any, exception: Document | None) -> None:

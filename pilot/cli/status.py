@@ -103,8 +103,9 @@ def _print(found: _Overview) -> None:
     if bar:
         rows.add("", bar)
     if found.spool:
-        batches = text.count(sum(found.spool.values()), "batch", "batches")
-        rows.add("spool", f"[yellow]{batches} of results wait for the store[/]")
+        count = sum(found.spool.values())
+        batches = "1 batch of results waits" if count == 1 else f"{count:,} batches of results wait"
+        rows.add("spool", f"[yellow]{batches} for the store[/]")
     rows.print(out)
     if found.live:
         out.print()

@@ -56,7 +56,7 @@ def submit(
     here = os.path.abspath(cwd or ".")
     try:
         task = command(
-            argv[0] if shell else list(argv), shell=shell, env=env, cwd=here, cores=cores, memory=memory,
+            " ".join(argv) if shell else list(argv), shell=shell, env=env, cwd=here, cores=cores, memory=memory,
             walltime=walltime, retries=retries, priority=priority, tags=list(tags), name=name,
         )  # fmt: skip
     except InvalidInput as exc:

@@ -42,7 +42,7 @@ def tasks(state: str | None, tag: str | None, limit: int, as_json: bool) -> None
     tags = any("tags" in doc for doc in docs)
     reasons = any("reason" in doc for doc in docs)
     columns = ["task", "name", "state", "attempt", *(["tags"] if tags else []), "age", *(["reason"] if reasons else [])]
-    rows = Rows(*columns, right=("attempt", "age"), clip="reason" if reasons else "name")
+    rows = Rows(*columns, right=("attempt", "age"), clip=-1 if reasons else 1)
     for doc in docs:
         row = [
             f"[bold]{doc['_id']}[/]", escaped(text.line(doc["name"], 40)), text.styled(doc["state"]),
