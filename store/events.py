@@ -18,7 +18,6 @@ from typing import Any
 from bson.timestamp import Timestamp
 from pymongo import CursorType, WriteConcern
 from pymongo.collection import Collection
-from pymongo.errors import OperationFailure
 from pymongo.read_concern import ReadConcern
 
 from pilot.store.mongo import Store, translating
@@ -33,8 +32,6 @@ CANCEL = "cancel"
 _BATCH = 2000
 _NOW = Timestamp(0, 0)
 """The server puts its time in the place of this one."""
-_OVERRUN = {43, 136, 237}
-"""Codes of a cursor that is gone, or whose place writers have overrun: hints were lost, which is allowed."""
 
 
 def _quick(store: Store) -> Collection[dict[str, Any]]:
@@ -81,6 +78,8 @@ class Tail:
     def next(self) -> dict[str, Any] | None:
         """Return the next hint, or None when `wait_ms` have passed without one.
 
+        When hints were lost (writers have overrun the tail's place), it says that there may be work.
+
         Raises:
             StoreUnavailable: the database went away; call again later.
         """
@@ -88,16 +87,13 @@ class Tail:
             self._open()
         try:
             event: dict[str, Any] | None = next(self._cursor, None)
-        except OperationFailure as exc:
-            self._cursor = None
-            if exc.code in _OVERRUN:
-                return {"kind": READY}
-            raise
         except BaseException:
             self._cursor = None
             raise
         if event is not None:
             self._last = event["at"]
+        elif not self._cursor.alive:  # so the driver tells that the place is gone
+            event = {"kind": READY}
         return event
 
     def _open(self) -> None:

@@ -137,9 +137,10 @@ def _gone(dbpath: Path, pid: int) -> bool:
     except OSError:
         return True
     # A process that exits loses its command line first, then its files and sockets; its main thread may be a zombie
-    # while others still hold them.
+    # while others still hold them. A kernel thread (child of 2) has no command line at all: it took the number over.
     argv = _argv(pid)
-    return (fields[0] in "ZX" and int(fields[17]) <= 1) or (argv != [""] and not _is_on(argv, dbpath))
+    dead = fields[0] in "ZX" and int(fields[17]) <= 1
+    return dead or fields[1] == "2" or (argv != [""] and not _is_on(argv, dbpath))
 
 
 def _locker(dbpath: Path) -> int:

@@ -14,13 +14,20 @@ from typing import Any
 
 import psutil
 
-from pilot.store import mongod
 from pilot.store.mongo import Store
 
 
 def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
-    assert mongod.await_end(Path("/nowhere"), pid, time.monotonic() + 20)
+    wait_for(lambda: _gone(pid))
+
+
+def _gone(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1  # else it may hold its port
+    except psutil.NoSuchProcess:
+        return True
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:

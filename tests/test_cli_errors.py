@@ -97,6 +97,7 @@ def test_help_names_every_command(call: Call) -> None:
     for name, entry in COMMANDS.items():
         assert re.search(rf"^  {name} +{re.escape(entry.help)}$", shown, re.MULTILINE)
     assert call().out == shown
+    assert call("store").out == call("store", "--help").out
     assert re.fullmatch(r"pilot \d+\.\d+.*\n", call("--version").out)
 
 

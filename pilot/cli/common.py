@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -118,30 +119,17 @@ def emit(document: Any) -> None:
 
 
 def tell(message: str) -> None:
-    """Write one line about what is going on to stderr, above what `waiting` shows there."""
-    words = f"pilot: {text.line(message, 2000)}"
-    if _spinners:
-        _spinners[-1].print(words, markup=False, soft_wrap=True)
-    else:
-        click.echo(words, err=True)
-
-
-_spinners: list[Console] = []
+    """Write one line about what is going on to stderr, above a progress bar if one is shown there."""
+    with suppress(OSError):  # the terminal may have gone
+        sys.stderr.write(f"pilot: {text.line(message, 2000)}\n")  # not click's echo, which passes by the bar
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show on a terminal that something is being waited for."""
     out = console(stderr=True)
-    if not out.is_terminal:
+    with out.status(escaped(what)) if out.is_terminal else nullcontext():
         yield
-        return
-    with out.status(escaped(what)):
-        _spinners.append(out)
-        try:
-            yield
-        finally:
-            _spinners.pop()
 
 
 def console(stderr: bool = False) -> Console:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -68,9 +69,9 @@ def quote(pilot: launch.Local) -> None:
     """Write a pilot's last words to stderr."""
     lines = pilot.last_words()
     if lines:
-        click.echo(f"last words of pilot {pilot.id}:", err=True)
+        sys.stderr.write(f"last words of pilot {pilot.id}:\n")
         for line in lines:
-            click.echo(f"  | {line}", err=True)
+            sys.stderr.write(f"  | {line}\n")
 
 
 # -- down -----------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ class _Runner:
                 if self._signals.seen > seen + 1 or moment - idle_since > _END_S:
                     tell(f"pilot {pilot.id} did not end and is killed; what it held is run again by the next pilot")
                     pilot.kill()
+                    break
                 time.sleep(0.05)
         with contextlib.suppress(StoreError):
             self._bury()

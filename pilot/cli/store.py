@@ -16,9 +16,12 @@ from pilot.store.local import LocalServer, ServerStatus
 from pilot.store.mongo import Store, redact
 
 
-@click.group()
-def store() -> None:
+@click.group(invoke_without_command=True)
+@click.pass_context
+def store(ctx: click.Context) -> None:
     """Start, stop or look at the project's database."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 @store.command(cls=Command)
