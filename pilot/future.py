@@ -15,9 +15,11 @@ class Owner(Protocol):
 
     def record_of(self, task: str) -> dict[str, Any] | None:
         """Return the official record, or the latest one there is."""
+        ...
 
     def state_of(self, task: str) -> State:
         """Return the task's state as the store has it now."""
+        ...
 
     def cancel(self, *tasks: str | Future) -> None:
         """Ask that tasks be cancelled."""

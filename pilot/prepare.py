@@ -23,6 +23,9 @@ PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 Document = dict[str, Any]
 
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
+"""What a document raises in which somebody has removed or replaced a field: it costs one task, not the pool."""
+
 
 class Held(NamedTuple):
     """A leased attempt, ready for a slot, with what its record will need."""
@@ -78,15 +81,17 @@ class Preparer:
                 held.append(self._complete(doc, inputs, officials))
             except PilotError as exc:
                 refused.append(Refused(doc, exc))
+            except _MALFORMED as exc:
+                refused.append(Refused(doc, SignatureError(f"the document of task {doc['_id']!r} is spoilt: {exc!r}")))
         return held, refused
 
     def _verified(self, doc: Document) -> tuple[Input, ...]:
         try:
             inputs = records.unpack_inputs(doc["inputs"], self._get)
             fields = signing.task_fields(doc, inputs)
-        except (KeyError, TypeError, ValueError) as exc:
-            raise SignatureError(f"the document of task {doc['_id']!r} is malformed: {exc!r}") from exc
-        self._signer.verify("task", SCHEMA, fields, doc["signature"])
+        except _MALFORMED as exc:
+            raise SignatureError(f"the document of task {doc['_id']!r} is spoilt: {exc!r}") from exc
+        self._signer.verify("task", SCHEMA, fields, doc.get("signature"))
         return inputs
 
     def _load_functions(self, hashes: Iterable[str]) -> None:
@@ -104,8 +109,11 @@ class Preparer:
     def _function(self, digest: str, doc: Document | None) -> FunctionCode:
         if doc is None:
             raise ObjectMissing(f"function {digest[:16]}… is not in the store; submit the task anew")
-        code = code_from(doc)
-        self._signer.verify("function", SCHEMA, signing.function_fields(code), doc["signature"])
+        try:
+            code = code_from(doc)
+        except _MALFORMED as exc:
+            raise SignatureError(f"the document of function {digest[:16]}… is spoilt: {exc!r}") from exc
+        self._signer.verify("function", SCHEMA, signing.function_fields(code), doc.get("signature"))
         if code.python != PYTHON:
             raise PythonMismatch(
                 f"function {code.qualname!r} was submitted from Python {code.python}, this pilot runs Python {PYTHON}: "
@@ -114,11 +122,11 @@ class Preparer:
         return code
 
     def _officials(self, parents: set[str]) -> dict[str, Document]:
-        """Return the official record of each parent, by the task that the record itself names; not verified yet."""
+        """Return the official record of each parent, not verified yet."""
         found = tasks.get(self._store, parents, ["official", "state"])
         official = [name for doc in found.values() if doc["state"] == State.DONE and (name := official_record(doc))]
         there = provenance.get(self._store, official, records.VERIFIED_FIELDS)
-        return {record["task"]: record for record in there.values()}
+        return {name.rpartition(":")[0]: record for name, record in there.items()}
 
     def _complete(self, doc: Document, inputs: tuple[Input, ...], officials: Mapping[str, Document]) -> Held:
         function = doc["function"]

@@ -248,17 +248,19 @@ def record(
 
 
 def _head(task: Mapping[str, Any], attempt: int, outcome: Outcome, place: Place) -> Document:
+    """Return what every record begins with; a task that somebody has spoilt gets one too."""
+    signature = task.get("signature")
     doc: Document = {
         "_id": record_id(task["_id"], attempt),
         "task": task["_id"],
         "attempt": attempt,
         "token": place.token,
-        "kind": task["kind"],
-        "name": task["name"],
+        "kind": task.get("kind"),
+        "name": task.get("name"),
         "outcome": outcome.value,
-        "resources": task["class"],
-        "task_signature": task["signature"],
-        "time": {"submitted": task["submitted"]},
+        "resources": task.get("class"),
+        "task_signature": signature if isinstance(signature, bytes) else b"",
+        "time": {"submitted": task.get("submitted")},
         "inputs": [],
         "outputs": [],
         **place.fields,

@@ -85,14 +85,15 @@ class Tail:
         """
         if self._cursor is None or not self._cursor.alive:
             self._open()
+        cursor: Any = self._cursor
         try:
-            event: dict[str, Any] | None = next(self._cursor, None)
+            event: dict[str, Any] | None = next(cursor, None)
         except BaseException:
             self._cursor = None
             raise
         if event is not None:
             self._last = event["at"]
-        elif not self._cursor.alive:  # so the driver tells that the place is gone
+        elif not cursor.alive:  # so the driver tells that the place is gone
             event = {"kind": READY}
         return event
 

@@ -78,8 +78,8 @@ def _ended_rightly(doc: Document, outcomes: dict[str, str]) -> Iterable[str]:
         official = official_record(doc)
         if official != record_id(doc["_id"], doc["attempt"]):
             yield f"done at attempt {doc['attempt']}, but its official record is {official!r}"
-        elif outcomes.get(official) not in set(GOOD):
-            yield f"done, but its official record {official!r} says {outcomes.get(official)!r}"
+        elif outcomes.get(official or "") not in set(GOOD):
+            yield f"done, but its official record {official!r} says {outcomes.get(official or '')!r}"
     elif state in ENDED and official_record(doc) not in {None, *outcomes}:
         yield f"{state.value}, but its official record {official_record(doc)!r} does not exist"
     if ("lease" in doc) != (state is State.LEASED):

@@ -142,8 +142,7 @@ class Objects:
             if exc.errno not in _FULL:
                 raise
             raise ObjectStoreFull(
-                f"cannot store the object {path!r}: {exc.strerror}; "
-                f"make room under {self.root!r}, then repeat"
+                f"cannot store the object {path!r}: {exc.strerror}; make room under {self.root!r}, then repeat"
             ) from exc
 
 

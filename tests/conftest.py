@@ -162,11 +162,13 @@ def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 @pytest.fixture
 def rig(shared_rig: Rig) -> Iterator[Rig]:
     """Yield the shared project; check the invariants at the end, and that its pilot is still the same."""
-    coordinator = shared_rig.pilots[0].rank(0)
+    (one,) = shared_rig.pilots
+    assert one.process.poll() is None, f"the shared pilot has ended\n{one.log()}"
+    coordinator = one.rank(0)
     yield shared_rig
     shared_rig.settled()
     shared_rig.check()
-    assert shared_rig.pilots[0].seen("rank", 0) == [coordinator], shared_rig.logs()
+    assert one.seen("rank", 0) == [coordinator], f"the pool has died\n{one.log()}"
 
 
 @pytest.fixture

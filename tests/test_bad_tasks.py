@@ -15,11 +15,7 @@ import pytest
 
 import pilot
 from pilot import functions, signing
-from pilot.errors import (
-    PilotError,
-    SignatureError,
-    TaskFailed,
-)
+from pilot.errors import ObjectStoreFull, PilotError, SignatureError, StoreError, TaskFailed
 from pilot.model import SCHEMA, TaskSpec
 from pilot.prepare import code_document
 from pilot.states import Kind
@@ -61,7 +57,13 @@ def failure(future: pilot.Future) -> str:
 # -- bad code -------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[Any, dict[str, Any], tuple[Any, ...], str, list[str]]] = {
-    "raises": (pilot_tasks.fail, {}, ("me",), "failed", ["ValueError", "told to fail with 'me'", "pilot_tasks.py", "in fail"]),
+    "raises": (
+        pilot_tasks.fail,
+        {},
+        ("me",),
+        "failed",
+        ["ValueError", "to fail with 'me'", "pilot_tasks.py", "in fail"],
+    ),
     "os._exit": (pilot_tasks.exit_hard, {}, (), "crashed", ["exit code 3"]),
     "segfault": (pilot_tasks.segfault, {}, (), "crashed", ["SIGSEGV"]),
     "eats memory": (pilot_tasks.eat, {"memory": "200M"}, (), "failed", ["MemoryError", "200 MiB"]),
@@ -104,7 +106,7 @@ def test_prints_a_hundred_megabytes(rig: Rig, project: pilot.Project) -> None:
 
 def test_changes_directory_and_environment(rig: Rig, project: pilot.Project) -> None:
     assert among_good_ones(lambda: pilot.task(pilot_tasks.wreck_surroundings).submit()).result() == "/"
-    for future in pilot.task(pilot_tasks.surroundings).map(*[[]]) or [pilot.task(pilot_tasks.surroundings).submit() for _ in range(8)]:
+    for future in [pilot.task(pilot_tasks.surroundings).submit() for _ in range(8)]:
         cwd, mask = future.result(LONG_S)
         assert cwd == str(rig.config.root)
         assert mask != 0o777
@@ -248,8 +250,8 @@ def test_a_value_changed_under_its_hash(rig: Rig, project: pilot.Project, gate: 
 
 def test_a_result_changed_under_its_hash(rig: Rig, project: pilot.Project, tmp_path: Path) -> None:
     evil = tmp_path / "evil"
-    plain, pickled = good.submit(21), good.submit(1j)
-    assert (plain.result(LONG_S), pickled.result(LONG_S)) == (42, 2j)
+    plain, pickled = good.submit(21), pilot.task(pilot_tasks.same).submit(range(3))
+    assert (plain.result(LONG_S), pickled.result(LONG_S)) == (42, range(3))
     changes = {plain: {"outputs.0.value": 43}, pickled: {"outputs.0.data": b"p" + pickle.dumps(Evil(evil))}}
     with changed(rig, {future.record()["_id"]: change for future, change in changes.items()}):  # type: ignore[index]
         for future in changes:
@@ -288,8 +290,8 @@ def test_swapped_results(rig: Rig, project: pilot.Project, whole: bool) -> None:
         theirs, ours = docs[other], docs[mine]
         assert theirs
         assert ours
-        keep = () if not whole else ("_id",)
-        swap[ours["_id"]] = {k: v for k, v in theirs.items() if k not in keep} if whole else {"outputs": theirs["outputs"]}
+        names = theirs.keys() - {"_id"} if whole else ["outputs"]
+        swap[ours["_id"]] = {name: theirs[name] for name in names}
     with changed(rig, swap):
         for future in (one, two):
             with pytest.raises(SignatureError):
@@ -330,7 +332,7 @@ def test_a_changed_function(rig: Rig, project: pilot.Project, gate: Path, tmp_pa
 
 def test_a_list_of_inputs_that_is_a_pickle(rig: Rig, project: pilot.Project, gate: Path) -> None:
     """The list of inputs is needed to verify the signature: nothing in it may be unpickled before."""
-    big = pilot.task(pilot_tasks.double).submit({1j: "x" * 20_000})  # an object that is a pickle
+    big = pilot.task(pilot_tasks.double).submit([range(3), "x" * 20_000])  # an object that is a pickle
     future = pilot.task(pilot_tasks.add).submit(closed(gate), 1)
     big.exception(LONG_S)
     (value,) = rig.store.tasks.find_one({"_id": big.id})["inputs"]  # type: ignore[index]
@@ -353,9 +355,8 @@ def test_a_project_opened_with_another_key(rig: Rig) -> None:
     right = path.read_bytes()
     path.write_bytes(b"0" * 64 + b"\n")
     try:
-        with pytest.raises(PilotError, match="key"), rig.open() as project:
-            good.submit(1).result(LONG_S)
-            assert project
+        with pytest.raises(PilotError, match="key"):
+            rig.open().__enter__()
     finally:
         path.write_bytes(right)
 
@@ -436,3 +437,73 @@ class Disk:
 
     def __exit__(self, *_: object) -> None:
         subprocess.run(["umount", "-l", str(self._path)], check=True)
+
+
+def test_no_room_for_objects(own_rig: Rig) -> None:
+    with Disk(own_rig.config.objects_folder, 4) as disk:
+        own_rig.start()
+        with own_rig.open() as project:
+            assert good.submit(1).result(LONG_S) == 2
+            disk.fill()
+            with pytest.raises(ObjectStoreFull, match=r"full|space|room"):
+                good.submit("x" * (8 << 20))
+            result = pilot.task(pilot_tasks.large).submit(2)
+            assert "ObjectStoreFull" in failure(result)
+            assert [future.result(LONG_S) for future in good.map(range(20))] == list(range(0, 40, 2))
+            disk.empty()
+            (again,) = project.retry(result.id)
+            assert len(again.result(LONG_S)) == 2 << 20
+        own_rig.settled()
+        own_rig.check()
+        own_rig.drain()
+        own_rig.check_clean()
+
+
+def test_no_room_for_the_spool(own_rig: Rig) -> None:
+    """Results that find no room there wait in memory."""
+    with Disk(own_rig.config.spool_folder, 1) as disk, own_rig.open():
+        one = own_rig.start()
+        futures = pilot.task(pilot_tasks.nap).map(range(300), seconds=0.01)
+        wait_until(lambda: own_rig.counts().get("done"), LONG_S, "some are done", own_rig.logs)
+        disk.fill()
+        own_rig.server.stop()
+        wait_until(lambda: "cannot spool" in one.words(), LONG_S, "the spool is full", own_rig.logs)
+        own_rig.server.start()
+        assert [future.result(LONG_S) for future in futures] == list(range(300))
+        own_rig.settled()
+        own_rig.check(ids(futures))
+        assert own_rig.store.provenance.count_documents({}) == 300, "some ran twice"
+        own_rig.drain()
+        disk.empty()
+        own_rig.check_clean()
+
+
+def test_no_room_for_the_database(own_rig: Rig) -> None:
+    """Its server dies of it. The client is told, the pilot spools, and with room again nothing is lost."""
+    own_rig.server.stop()
+    store = own_rig.config.store_folder
+    saved = store.with_name("saved")
+    store.rename(saved)
+    with Disk(store, 300) as disk:
+        subprocess.run(["cp", "-a", f"{saved}/.", str(store)], check=True)
+        own_rig.server.start()
+        one = own_rig.start()
+        with own_rig.open():
+            futures = pilot.task(pilot_tasks.nap).map(range(2000), seconds=0.01)
+            wait_until(lambda: own_rig.counts().get("done"), LONG_S, "some are done", own_rig.logs)
+            disk.fill()
+            with pytest.raises(StoreError) as caught:
+                good.map(["x" * 10_000] * 1_000_000)
+            print(f"the client was told: {caught.value}")
+            wait_until(
+                lambda: list(own_rig.config.spool_folder.glob("*/*.bson")), LONG_S, "results are spooled", one.log
+            )
+            disk.empty()
+            own_rig.server.start()
+            assert [future.result(LONG_S) for future in futures] == list(range(2000))
+        own_rig.settled(4 * LONG_S)
+        own_rig.check(ids(futures))
+        assert one.process.poll() is None
+        own_rig.drain()
+        own_rig.check_clean()
+        own_rig.close()
