@@ -77,24 +77,24 @@ def main() -> None:
     """Measure what the command line asks for; exit 1 if a run of ours failed."""
     arguments = _arguments()
     # The runs are in sessions of their own: only a `finally` reaches them when this program is told to end.
-    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit("terminated"))
     rounds = 1 if arguments.quick else arguments.rounds
     chosen = [measure for measure in MEASURES if arguments.only in (None, measure.row)]
+    deep = [DEEP] if arguments.deep or arguments.only == DEEP.row else []
     lines: list[dict[str, Any]] = [{"facts": facts(rounds)}]
     begun = time.monotonic()
-    for line in session(chosen, rounds, quick=arguments.quick, peers=not (arguments.no_peers or arguments.quick)):
-        lines.append(line)
-        _tell(line, time.monotonic() - begun)
-    if arguments.deep or arguments.only == DEEP.row:
-        lines.append(measure_ours(DEEP, quick=arguments.quick))
-        _tell(lines[-1], time.monotonic() - begun)
-    results = report.Results(lines)
-    parts = (report.promises(results), report.comparison(results), report.costs(results, os.cpu_count() or 1))
-    sys.stdout.write("\n\n".join(parts) + "\n")
-    whole = not (arguments.quick or arguments.no_peers or arguments.only)
-    if whole or arguments.write:
-        _add_versions(lines)
-        LINES.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write = arguments.write or not (arguments.quick or arguments.no_peers or arguments.only)
+    peers = not (arguments.no_peers or arguments.quick)
+    try:
+        for line in session(chosen, deep, rounds, quick=arguments.quick, peers=peers):
+            lines.append(line)
+            _tell(line, time.monotonic() - begun)
+    finally:  # what an interrupted session has measured is worth a look
+        _show(lines)
+        if write:
+            _add_versions(lines)
+            LINES.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if write:
         OUTPUT.write_text(report.render(report.TEMPLATE.read_text(), lines))
         sys.stdout.write(f"\nwritten: {OUTPUT.relative_to(ROOT)}, {LINES.relative_to(ROOT)}\n")
     sys.exit(1 if any("error" in line and line["ours"] for line in lines[1:]) else 0)
@@ -116,8 +116,18 @@ def _arguments() -> argparse.Namespace:
 # -- runs -----------------------------------------------------------------------------------------
 
 
-def session(chosen: Sequence[Measure], rounds: int, *, quick: bool, peers: bool) -> Iterator[dict[str, Any]]:
-    """Run everything, round by round, ours and the peers in turn; yield a line for each run, failed ones too."""
+def session(
+    chosen: Sequence[Measure], once: Sequence[Measure], rounds: int, *, quick: bool, peers: bool
+) -> Iterator[dict[str, Any]]:
+    """Run everything, round by round, ours and the peers in turn; yield a line for each run, failed ones too.
+
+    Args:
+        chosen: what is run in each round.
+        once: what is run a single time, at the end.
+        rounds: how many.
+        quick: with fewer tasks.
+        peers: beside the peers.
+    """
     no_venv = ""
     if peers and any(measure.peers for measure in chosen):
         try:
@@ -130,6 +140,8 @@ def session(chosen: Sequence[Measure], rounds: int, *, quick: bool, peers: bool)
             for run in run_peers.RUNS if peers else ():
                 if run.workload in measure.peers:
                     yield {"round": number, **measure_peer(run, no_venv)}
+    for measure in once:
+        yield {"round": 1, **measure_ours(measure, quick=quick)}
 
 
 def measure_ours(measure: Measure, *, quick: bool) -> dict[str, Any]:
@@ -153,12 +165,25 @@ def measure_peer(run: run_peers.Run, no_venv: str) -> dict[str, Any]:
         return {**head, "error": str(exc)}
 
 
+def _show(lines: Sequence[dict[str, Any]]) -> None:
+    """Write the tables to standard output."""
+    results = report.Results(lines)
+    parts = (
+        report.promises(results),
+        report.failures(results),
+        report.comparison(results),
+        report.costs(results, results.facts["cores"]),
+    )
+    sys.stdout.write("\n\n".join(part for part in parts if part) + "\n")
+    sys.stdout.flush()
+
+
 def _tell(line: dict[str, Any], seconds: float) -> None:
     """Say on standard error how a run went."""
     number = next((f"{key} {line[key]:,.4g}" for key in _HEADLINES if key in line), "")
     name = report.PEERS.get(line["script"], "pilot")
     said = f"failed: {line['error']}" if "error" in line else number
-    sys.stderr.write(f"{seconds:6.0f} s  round {line.get('round', 1)}  {line['workload']:14} {name:20} {said}\n")
+    sys.stderr.write(f"{seconds:6.0f} s  round {line['round']}  {line['workload']:14} {name:20} {said}\n")
     sys.stderr.flush()
 
 

@@ -27,7 +27,7 @@ from pilot.model import PENDING_MAX, bucket_of
 from pilot.states import ENDED, Kind, State
 from pilot.store import events
 from pilot.store.mongo import Store, translating
-from pilot.store.tasks import BY_ID, CHUNK, IF_AWAITED, NEXT_REV, Document, chunks, insert
+from pilot.store.tasks import BY_ID, IF_AWAITED, NEXT_REV, Document, batches, chunks, insert
 
 SWEEP = 5000
 """Most tasks that one round of a release or a sweep touches."""
@@ -80,9 +80,11 @@ def submit(store: Store, documents: Sequence[Document]) -> None:
         StoreUnavailable: repeat the call with the same documents.
         StoreFull: free space, then repeat.
     """
+    awaited = {parent for doc in documents for parent in doc.get("pending", ())}
+    documents = [{**doc, "awaited": True} if doc["_id"] in awaited else doc for doc in documents]  # spares `check` it
     roots = [doc for doc in documents if "pending" not in doc]
     others: list[Document] = []
-    if len(roots) < len(documents):
+    if awaited:
         place = {doc["_id"]: number for number, doc in enumerate(documents)}
         for number, doc in enumerate(documents):
             if "pending" in doc:
@@ -253,6 +255,7 @@ def _marked(store: Store, marker: str, ids: Sequence[str] | None = None) -> list
 def _release_all(store: Store, found: Sequence[Document]) -> list[str]:
     """Tell the dependants of ended tasks and clear their markers; return what may have ended by it."""
     below: list[str] = []
+    kids: list[Document] = []
     for state in ENDED:
         parents = [doc["_id"] for doc in found if doc["state"] == state]
         for part in chunks(parents):
@@ -263,9 +266,11 @@ def _release_all(store: Store, found: Sequence[Document]) -> list[str]:
                 if store.tasks.find_one(waiting, ["_id"], hint="pending") is None:
                     continue
             for few in chunks(part, PARENTS):
-                below += _free_dependants(store, few, {**waiting, "pending": {"$in": list(few)}})
+                kids += _free_dependants(store, few, {**waiting, "pending": {"$in": list(few)}})
+    if kids:
+        events.hint(store, events.READY)
     _clear(store, "unreleased", found)
-    return below
+    return below + [kid["_id"] for kid in kids if kid["kind"] == Kind.JOIN]
 
 
 def _clear(store: Store, marker: str, found: Iterable[Document]) -> None:
@@ -277,9 +282,9 @@ def _clear(store: Store, marker: str, found: Iterable[Document]) -> None:
         store.tasks.update_many({"_id": {"$in": ids}, "rev": rev, marker: True}, {"$unset": {marker: ""}}, hint=BY_ID)
 
 
-def _free_dependants(store: Store, parents: Sequence[str], waiting: Document) -> list[str]:
-    """Take `parents` out of the `pending` of what waits for them; return the joins that may be done by it."""
-    joins: list[str] = []
+def _free_dependants(store: Store, parents: Sequence[str], waiting: Document) -> list[Document]:
+    """Take `parents` out of the `pending` of what waits for them; return which these are."""
+    freed: list[Document] = []
     left = {"$setDifference": ["$pending", list(parents)]}
     free = {"$eq": ["$pending", []]}
     update = [
@@ -293,33 +298,21 @@ def _free_dependants(store: Store, parents: Sequence[str], waiting: Document) ->
             }
         },
     ]
-    moved = False
-    while True:
-        kids = list(store.tasks.find(waiting, {"kind": 1}, limit=SWEEP, hint="pending"))
-        for part in chunks(kids):
-            ids = [kid["_id"] for kid in part]
-            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, update, hint=BY_ID)
-            moved = True
-        joins += [kid["_id"] for kid in kids if kid["kind"] == Kind.JOIN]
-        if len(kids) < SWEEP:
-            break
-    if moved:
-        events.hint(store, events.READY)
-    return joins
+    for kids in batches(store.tasks.find(waiting, ["kind"], hint="pending")):
+        store.tasks.update_many({"_id": {"$in": [kid["_id"] for kid in kids]}, **waiting}, update, hint=BY_ID)
+        freed += kids
+    return freed
 
 
 def _fail_dependants(store: Store, waiting: Document) -> list[str]:
     """Fail what waits, as data, for tasks that failed. The parent's id stays in `pending` for a retry."""
-    ended = []
-    while True:
-        kids = list(store.tasks.find(waiting, {"client": 1}, limit=SWEEP, hint="pending"))
-        for part in chunks(kids):
-            ids = [kid["_id"] for kid in part]
-            store.tasks.update_many({"_id": {"$in": ids}, **waiting}, _upstream(datetime.now(UTC)), hint=BY_ID)
-            events.tell_ended(store, [(kid.get("client"), kid["_id"]) for kid in part])
-            ended += ids
-        if len(kids) < SWEEP:
-            return ended
+    ended: list[str] = []
+    for kids in batches(store.tasks.find(waiting, ["client"], hint="pending")):
+        ids = [kid["_id"] for kid in kids]
+        store.tasks.update_many({"_id": {"$in": ids}, **waiting}, _upstream(datetime.now(UTC)), hint=BY_ID)
+        events.tell_ended(store, [(kid.get("client"), kid["_id"]) for kid in kids])
+        ended += ids
+    return ended
 
 
 # -- retry ----------------------------------------------------------------------------------------
@@ -397,19 +390,14 @@ def _revive_all(store: Store, found: Sequence[Document]) -> list[str]:
 
 def _revive_level(store: Store, parents: Sequence[str]) -> list[str]:
     fallen: Document = {"pending": {"$in": list(parents)}, "state": State.FAILED.value, "reason": "upstream"}
+    fields = {"state": State.WAITING.value, "unchecked": True, "revive": IF_AWAITED, "rev": NEXT_REV}
+    update: list[Document] = [{"$set": fields}, {"$unset": ["reason", "ended", "unreleased", "official"]}]
     revived: list[str] = []
-    while True:
-        ids = [doc["_id"] for doc in store.tasks.find(fallen, ["_id"], limit=CHUNK, hint="pending")]
-        if ids:
-            fields = {"state": State.WAITING.value, "unchecked": True, "revive": IF_AWAITED, "rev": NEXT_REV}
-            store.tasks.update_many(
-                {"_id": {"$in": ids}, **fallen},
-                [{"$set": fields}, {"$unset": ["reason", "ended", "unreleased", "official"]}],
-                hint=BY_ID,
-            )
-            revived += ids
-        if len(ids) < CHUNK:
-            return revived
+    for kids in batches(store.tasks.find(fallen, ["_id"], hint="pending")):
+        ids = [kid["_id"] for kid in kids]
+        store.tasks.update_many({"_id": {"$in": ids}, **fallen}, update, hint=BY_ID)
+        revived += ids
+    return revived
 
 
 def reconcile(store: Store) -> int:

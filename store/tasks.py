@@ -7,6 +7,7 @@ late or repeated call changes nothing. What ended tasks set free is in `dependan
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -40,6 +41,13 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
     """Cut a sequence in pieces of at most `size`."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+def batches(items: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
+    """Take pieces of at most `size` from a cursor as it goes."""
+    rest = iter(items)
+    while part := list(itertools.islice(rest, size)):
+        yield part
 
 
 # -- submit ---------------------------------------------------------------------------------------

@@ -267,7 +267,7 @@ class Rig:
         ended = [State.DONE.value, State.FAILED.value, State.CANCELLED.value]
 
         def over() -> bool:
-            markers = [{name: True} for name in ("unchecked", "unreleased", "revive")]
+            markers = [{name: True} for name in ("unreleased", "revive")]
             open_: dict[str, Any] = {"$or": [{"state": {"$nin": ended}}, *markers]}
             return self.store.tasks.count_documents(open_, limit=1) == 0
 

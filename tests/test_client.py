@@ -73,9 +73,9 @@ def test_a_lone_task_is_quick(project: pilot.Project) -> None:
 @pytest.mark.parametrize(
     "value",
     [
-        None, True, 0, -1, 2**63 - 1, 2**64, 10**30, 0.1, float("inf"), -0.0, "", "é\u2028\0", b"\0\xff", [], {}, (1, 2),
-        {1, 2}, 1 + 2j, [1, [2, {"a": None, "$b": {"c.d": []}}]], {1: "one"}, range(3), b"x" * (1 << 20), "y" * (1 << 20),
-        ["z" * 1000] * 1000, "\ud800", Path("/tmp/x"), int, ValueError("v"),
+        None, True, 0, -1, 2**63 - 1, 2**64, 10**30, 0.1, float("inf"), -0.0, "", "é\u2028\0", b"\0\xff", [], {},
+        (1, 2), {1, 2}, 1 + 2j, [1, [2, {"$b": {"c.d": []}, "a": None}]], {1: "one"}, range(3), b"x" * (1 << 20),
+        "y" * (1 << 20), ["z" * 1000] * 1000, "\ud800", Path("/tmp/x"), int, ValueError("v"),
     ],
     ids=lambda value: repr(value)[:20],
 )  # fmt: skip
@@ -170,10 +170,10 @@ def test_commands(project: pilot.Project) -> None:
         env={"TONE": "high"},
     ).submit()
     result = future.result(LONG_S)
-    assert result == {"exit_code": 0, "sorted": "a\nb\n", "count": "100000\n"}
-    assert future["count"].result() == "100000\n"
+    assert result == {"exit_code": 0, "sorted": b"a\nb\n", "count": b"100000\n"}
+    assert future["count"].result() == b"100000\n"
     assert future.record()["output_log"]["tail"] == "high\n"  # type: ignore[index]
-    assert add.submit("<", future["sorted"]).result(LONG_S) == "<a\nb\n"
+    assert add.submit(b"<", future["sorted"]).result(LONG_S) == b"<a\nb\n"
     assert same.submit([future]).result(LONG_S) == [result]
 
 
@@ -233,16 +233,9 @@ def test_one_result_asked_for_by_many_threads(project: pilot.Project) -> None:
     for _ in range(10):
         futures = double.map([[1.5] * 2000] * 20)
         pilot.wait(futures, timeout=LONG_S)
-        found: list[Any] = []
-        threads = [
-            threading.Thread(target=lambda: found.extend([future.result() for future in futures])) for _ in range(8)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert {type(value) for value in found} == {list}
-        assert len(found) == 160
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            asked = [threads.submit(future.result) for _ in range(8) for future in futures]
+        assert {type(one.result()) for one in asked} == {list}
 
 
 # -- failures, cancel, retry ----------------------------------------------------------------------

@@ -201,3 +201,61 @@ def test_a_retry_between_the_steps_of_a_release_is_not_undone_for_good(
     dependants.release(slow, ["p"])
     rig.quiesce(store)
     assert states(store) == {"p": "ready", "c": "waiting", "d": "waiting"}
+
+
+def test_a_marker_set_anew_is_not_cleared_by_who_saw_the_old_one(store: Store, a: str) -> None:
+    """A slow releaser has told of the failure of p; before it clears the marker, p is retried and done."""
+    submit(store, task("p"), task("c", "p"))
+    run_without_release(store, a, "p", Outcome.FAILED)
+
+    def meanwhile(write: int) -> None:
+        if write == 2:  # the first has made c fail, the second clears the marker
+            assert state(store, "c") == "upstream"
+            dependants.retry(store, ["p"])
+            run_without_release(store, a, "p", Outcome.SUCCEEDED)
+
+    with rig.faulty(store, rig.calling(store, meanwhile)):
+        dependants.release(store, ["p"])
+    assert states(store) == {"p": "done", "c": "waiting"}
+    rig.quiesce(store)
+    assert states(store) == {"p": "done", "c": "ready"}
+
+
+def run_without_release(store: Store, token: str, name: str, outcome: Outcome) -> None:
+    """Lease and end one task, and die before its dependants are told."""
+    attempt = lease(store, token)[name]
+    tasks.finish(store, rig.record_all(store, token, {(name, attempt): outcome}), NOW)
+
+
+def test_a_correction_does_not_fit_a_child_that_has_moved(store: Store, a: str) -> None:
+    """A slow check read that p is ready; p fails, c fails, c is retried by who dies on the way, the check goes on."""
+    submit(store, task("p"))
+
+    def meanwhile(write: int) -> None:
+        if write == 3:  # after the insert and the announcement, the correction
+            run(store, a, p=Outcome.FAILED)
+            assert state(store, "c") == "upstream"
+            with rig.crash_after(store, 1):
+                dependants.retry(store, ["c"])
+            assert state(store, "c") == "waiting"
+
+    with rig.faulty(store, rig.calling(store, meanwhile)):
+        submit(store, task("c", "p"))
+    rig.quiesce(store)
+    assert states(store) == {"p": "failed", "c": "upstream"}
+
+
+def test_a_parent_that_ends_between_announcement_and_look_is_seen(store: Store, a: str) -> None:
+    """Whichever comes first, the end of p or the look at p: one of the two sees the other."""
+    for write in (1, 2, 3):
+        submit(store, task(f"p{write}"))
+
+        def meanwhile(number: int, write: int = write) -> None:
+            if number == write:
+                run(store, a, **{f"p{write}": Outcome.SUCCEEDED})
+
+        with rig.faulty(store, rig.calling(store, meanwhile)):
+            submit(store, task(f"c{write}", f"p{write}"))
+        rig.quiesce(store)
+        assert state(store, f"c{write}") == "ready", f"p ended before write {write}"
+        run(store, a, **{f"c{write}": Outcome.SUCCEEDED})

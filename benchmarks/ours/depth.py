@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 from _harness import Settings, Workload, main, wait_until
+from _observe import written_kb
 from _rig import NOTES, RESULT_S, identity, pool, project
 
 import pilot
@@ -28,32 +29,44 @@ def depth(settings: Settings) -> dict[str, Any]:
     """
     window = min(WINDOW, settings.tasks // 10)
     with project(settings) as config:
-        shallow, _ = drain(config, settings.workers, SHALLOW, window)
-        deep, filled_s = drain(config, settings.workers, settings.tasks, window)
+        shallow = drain(config, settings.workers, SHALLOW, window)
+        deep = drain(config, settings.workers, settings.tasks, window)
     return {
-        "seconds": window / deep,
-        "rate_per_s": deep,
-        "rate_shallow_per_s": shallow,
-        "ratio": deep / shallow,
-        "fill_per_s": settings.tasks / filled_s,
+        "seconds": window / deep.rate,
+        "rate_per_s": deep.rate,
+        "rate_shallow_per_s": shallow.rate,
+        "ratio": deep.rate / shallow.rate,
+        "written_kb_per_task": deep.written_kb,
+        "written_kb_per_task_shallow": shallow.written_kb,
+        "fill_per_s": deep.filled_per_s,
         "window": window,
     }
 
 
-def drain(config: ProjectConfig, slots: int, queued: int, window: int) -> tuple[float, float]:
-    """Fill the queue, start a pilot; return its rate over the window, and how long the filling took."""
+class Drained(NamedTuple):
+    """What one queue gave."""
+
+    rate: float
+    """Tasks per second in the window."""
+    written_kb: float
+    """Pages that the server wrote while the pilot was up, per task that ended."""
+    filled_per_s: float
+
+
+def drain(config: ProjectConfig, slots: int, queued: int, window: int) -> Drained:
+    """Fill the queue, start a pilot, and watch it until the window is over."""
     lead = int(LEAD * window)
     with store_of(config) as store:
         with pilot.open(config.root):
             start = time.perf_counter()
             futures = identity.map(range(queued + window + lead))
-            filled_s = time.perf_counter() - start
+            filled_per_s = len(futures) / (time.perf_counter() - start)
             store.database.client.admin.command("fsync")  # a checkpoint of the filling, outside the window
-            since = datetime.now(UTC)
+            since, before = datetime.now(UTC), written_kb(store)
             with pool(config, slots) as up:
                 wait_until(lambda: ended(store, up.id) >= lead + window, "the end of the window", 4 * RESULT_S, 0.1)
-        del futures
-        return rate(store, since, lead, window), filled_s
+        all_ended = store.tasks.count_documents({"ended": {"$gte": since}})
+        return Drained(rate(store, since, lead, window), (written_kb(store) - before) / all_ended, filled_per_s)
 
 
 def ended(store: Store, name: str) -> int:
