@@ -176,3 +176,11 @@ def project(rig: Rig) -> Iterator[pilot.Project]:
     """Open the shared project."""
     with rig.open() as opened:
         yield opened
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """Yield a file for which tasks wait; at the end it is there, so that no slot stays taken."""
+    path = tmp_path / "gate"
+    yield path
+    path.touch()

@@ -151,10 +151,10 @@ def test_cancel_while_running(rig: Rig, project: pilot.Project, tmp_path: Path, 
     assert [doc["outcome"] for doc in rig.records(future.id)] == ["cancelled"]
 
 
-def test_cancel_what_a_pool_holds_and_has_not_begun(rig: Rig, project: pilot.Project, tmp_path: Path) -> None:
+def test_cancel_what_a_pool_holds_and_has_not_begun(rig: Rig, project: pilot.Project, gate: Path) -> None:
     """It does not wait for the task before it to end."""
-    gate = tmp_path / "gate"
     blockers = pilot.task(pilot_tasks.wait_for).map([str(gate)] * 2)
+    wait_until(lambda: all(one.state == "leased" for one in blockers), LONG_S, "the slots are taken", rig.logs)
     waiting = good.map(range(30))
     wait_until(
         lambda: rig.store.tasks.count_documents({"_id": {"$in": ids(waiting)}, "state": "leased"}) >= 6,
@@ -172,12 +172,6 @@ def test_cancel_what_a_pool_holds_and_has_not_begun(rig: Rig, project: pilot.Pro
 
 
 # -- tampering ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """Return a file; tasks that use `closed` wait until it is there."""
-    return tmp_path / "gate"
 
 
 def closed(gate: Path) -> pilot.Future:

@@ -207,8 +207,7 @@ def test_commands_that_fail(project: pilot.Project, make: Callable[[], Any], wor
 # -- waiting --------------------------------------------------------------------------------------
 
 
-def test_wait_and_as_completed(project: pilot.Project, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+def test_wait_and_as_completed(project: pilot.Project, gate: Path) -> None:
     slow = wait_for.submit(str(gate))
     quick = double.map(range(10))
     assert {future.result() for future in pilot.as_completed(quick, timeout=LONG_S)} == set(range(0, 20, 2))
@@ -254,8 +253,7 @@ def test_exceptions(project: pilot.Project) -> None:
     assert record["exception"]["type"] == "ValueError"
 
 
-def test_cancel_before_it_begins(project: pilot.Project, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+def test_cancel_before_it_begins(project: pilot.Project, gate: Path) -> None:
     parent = wait_for.submit(str(gate))
     child = double.submit(parent)
     grandchild = double.submit(child)
@@ -286,8 +284,7 @@ def test_retry(project: pilot.Project, tmp_path: Path) -> None:
         project.retry(parent.id)
 
 
-def test_tasks_of_another_session(rig: Rig, project: pilot.Project, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+def test_tasks_of_another_session(rig: Rig, project: pilot.Project, gate: Path) -> None:
     ended, slow, bad = double.submit(1), wait_for.submit(str(gate)), fail.submit("y")
     ended.result(LONG_S)
     with rig.open() as other:
@@ -456,8 +453,7 @@ def test_too_little_room_in_a_slot(rig: Rig, project: pilot.Project) -> None:
 # -- the end of a program -------------------------------------------------------------------------
 
 
-def test_a_project_closed_with_unfinished_futures(rig: Rig, tmp_path: Path) -> None:
-    gate = tmp_path / "gate"
+def test_a_project_closed_with_unfinished_futures(rig: Rig, gate: Path) -> None:
     with rig.open() as project:
         slow = wait_for.submit(str(gate))
         quick = double.submit(1)
@@ -495,8 +491,7 @@ with pilot.open() as project:
 
 
 @pytest.mark.parametrize("text", [SUBMITTING, WAITING], ids=["map", "result"])
-def test_ctrl_c(rig: Rig, tmp_path: Path, text: str) -> None:
-    gate = tmp_path / "gate"
+def test_ctrl_c(rig: Rig, gate: Path, text: str) -> None:
     before = set(rig.store.tasks.distinct("_id"))
     program = script(rig.config, text, str(gate))
     try:
