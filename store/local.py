@@ -190,13 +190,25 @@ class LocalServer:
         # mongod wants letters of base64 in it; 48 bytes give 64 of them and no padding.
         self._secret("keyfile", base64.b64encode(secrets.token_bytes(48)).decode())
         self._secret("password", secrets.token_urlsafe(32))
-        # It may run: left by a starter that was killed before it could say so.
-        process = mongod.running(self._db) or self._launch(deadline)
-        version = self._prepare(process, deadline)
+        # It may run: left by a starter that was killed before it could say so. Or be about to end.
+        process = mongod.running(self._db)
+        version = None if process is None else self._adopt(process, deadline)
+        if process is None or version is None:
+            process = self._launch(deadline)
+            version = self._prepare(process, deadline)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         host, boot = socket.gethostname(), _boot_id()
         self._write(_Record(process.pid, process.port, self._addresses, host, boot, version, started))
         return self._uri(LOOPBACK, process.port)
+
+    def _adopt(self, process: mongod.Process, deadline: float) -> str | None:
+        """Prepare a server that somebody else started; None if it ended meanwhile."""
+        try:
+            return self._prepare(process, deadline)
+        except ServerError:
+            if mongod.running(self._db) == process:
+                raise
+            return None
 
     def _launch(self, deadline: float) -> mongod.Process:
         program = mongod.find()

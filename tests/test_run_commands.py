@@ -185,7 +185,7 @@ def test_private_directory_is_kept_after_a_failure(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"files": {"../out": "x"}}, {"files": {"/tmp/out": "x"}}, {"outputs": {"o": "../*"}},
+        {"files": {"../tests": "x"}}, {"files": {"/tmp/out": "x"}}, {"outputs": {"o": "../*"}},
         {"outputs": {"o": "/etc/passwd"}}, {"files": {"number": "n"}}, {"files": {"none": "no such input"}},
     ],
 )  # fmt: skip
