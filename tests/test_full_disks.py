@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pilot
-from pilot.errors import ObjectStoreFull, StoreError
+from pilot.errors import ObjectStoreFull, StoreError, TaskFailed
 from tests import pilot_tasks
 from tests.conftest import need
 from tests.rig import LONG_S, Rig, ids, wait_until
@@ -72,7 +72,8 @@ def test_no_room_for_objects(own_rig: Rig) -> None:
             with pytest.raises(ObjectStoreFull, match=r"full|space|room"):
                 good.submit("x" * (8 << 20))
             result = pilot.task(pilot_tasks.large).submit(2)
-            assert "ObjectStoreFull" in failure(result)
+            with pytest.raises(TaskFailed, match="ObjectStoreFull"):
+                result.result(LONG_S)
             assert [future.result(LONG_S) for future in good.map(range(20))] == list(range(0, 40, 2))
             disk.empty()
             (again,) = project.retry(result.id)
