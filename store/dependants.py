@@ -32,6 +32,9 @@ from pilot.store.tasks import BY_ID, IF_AWAITED, NEXT_REV, Document, batches, ch
 SWEEP = 5000
 """Most tasks that one round of a release or a sweep touches."""
 
+CHECKS = 100
+"""Most looks at tasks that move while they are looked at: a join whose parents end just now moves with each batch."""
+
 PARENTS = 100
 """Parents released in one update: their ids stand in a set that the server builds for every dependant."""
 
@@ -115,10 +118,10 @@ def check(store: Store, ids: Sequence[str] | None = None) -> int:
     looked = 0
     if ids is not None:
         for part in chunks(ids):
-            for _ in range(4):  # an upstream failure is checked once more; what moves meanwhile is left to the sweep
-                done = _check_chunk(store, part)
+            for turn in range(CHECKS):
+                done, missed = _check_chunk(store, part)
                 looked += done
-                if not done:
+                if not done or (turn >= 3 and not missed):  # an upstream failure is checked once more
                     break
         return looked
     while True:
@@ -128,11 +131,12 @@ def check(store: Store, ids: Sequence[str] | None = None) -> int:
             return looked
 
 
-def _check_chunk(store: Store, ids: Sequence[str]) -> int:
+def _check_chunk(store: Store, ids: Sequence[str]) -> tuple[int, int]:
+    """Look at marked tasks once; return how many there were, and how many of them have moved meanwhile."""
     fields = ("pending", "waits", "state", "reason", "rev", "kind", "client")
     docs = list(store.tasks.find({"_id": {"$in": list(ids)}, "unchecked": True}, fields, hint="unchecked"))
     if not docs:
-        return 0
+        return 0, 0
     parents = list({parent for doc in docs for parent in doc.get("pending", ())})
     for part in chunks(parents):  # announce first, read after: see the head of this module
         query = {"_id": {"$in": list(part)}, "awaited": {"$ne": True}}
@@ -155,11 +159,11 @@ def _check_chunk(store: Store, ids: Sequence[str]) -> int:
         ready |= case.verdict is Verdict.READY and not case.join
         if case.verdict in (Verdict.UPSTREAM, Verdict.MISSING) and case.state is State.WAITING:
             ended += group
-    store.tasks.bulk_write(updates, ordered=False)
+    matched = store.tasks.bulk_write(updates, ordered=False).matched_count
     if ready:
         events.hint(store, events.READY)
     events.tell_ended(store, [(doc.get("client"), doc["_id"]) for doc in ended])
-    return len(docs)
+    return len(docs), len(docs) - matched
 
 
 class _Case(NamedTuple):

@@ -120,6 +120,17 @@ def test_a_sweep_during_submit_finds_no_parent_missing(store: Store, raced: tupl
     assert states(store) == {"t0": "ready"} | {f"t{n}": "waiting" for n in range(1, 40)}
 
 
+def test_a_sweep_between_the_pieces_of_a_large_submit(store: Store, raced: tuple[Store, Commands]) -> None:
+    """What does not fit one command is stored parents first: a sweep in between sees no orphan."""
+    slow, commands = raced
+    total = 5200
+    sweeps: list[int] = []
+    commands.before = lambda name: sweeps.append(dependants.reconcile(store)) if name == "insert" else None
+    submit(slow, task("t0"), *(task(f"t{n}", f"t{n // 2}") for n in range(1, total)))
+    assert max(sweeps) >= 5000
+    assert states(store) == {"t0": "ready"} | {f"t{n}": "waiting" for n in range(1, total)}
+
+
 # -- lease ------------------------------------------------------------------------------------------
 
 
