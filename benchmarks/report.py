@@ -262,6 +262,7 @@ def comparison(results: Results) -> str:
                 continue
             version = str(results.first((script, workload), "version"))
             name += f" {version}" if version[:1].isdigit() else f", {version}"
+            name += f", `{workload}`" if len(workloads) > 1 else ""
             notes = _plain(results.first((script, workload), "notes") or "")
             lines.append((title, name, theirs.text(unit), _times(mine, theirs, unit), notes))
     return table(("what", "system", "median (range)", "pilot is", "how"), lines)

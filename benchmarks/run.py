@@ -65,10 +65,10 @@ MEASURES = (
     Measure("noop", "noop", ("--tasks", "1000"), 180, ("noop",)),
     Measure("commands", "true", ("--tasks", "100"), 180, ("true", "true-output")),
     Measure("latency", "latency", ("--tasks", "10"), 120, ("latency",)),
-    Measure("handover", "handover", ("--tasks", "5"), 120),
-    Measure("busy", "busy", ("--tasks", "8", "--workers", "4"), 180),
-    Measure("depth", "depth", ("--tasks", "2000"), 300, ("queue-depth", "workflow-size")),
-    Measure("idle", "idle", ("--tasks", "2"), 120),
+    Measure("handover", "handover", ("--tasks", "3"), 120),
+    Measure("busy", "busy", ("--tasks", "2", "--workers", "2"), 180),
+    Measure("depth", "depth", ("--tasks", "500"), 300, ("queue-depth", "workflow-size")),
+    Measure("idle", "idle", ("--tasks", "1"), 120),
 )
 DEEP = Measure("deep", "depth-million", ("--tasks", "20000"), 1800, script="depth")
 
@@ -108,7 +108,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, choices=range(1, 100), metavar="N")
     parser.add_argument("--no-peers", action="store_true", help="measure pilot only")
     parser.add_argument("--quick", action="store_true", help="few tasks, one round, no peers: numbers mean little")
-    parser.add_argument("--deep", action="store_true", help="also the rate at 10⁶ queued, once: five minutes more")
+    parser.add_argument("--deep", action="store_true", help="also the rate at 10⁶ queued, once: three minutes more")
     parser.add_argument("--write", action="store_true", help="write docs/performance.md even for a part of the rows")
     return parser.parse_args()
 

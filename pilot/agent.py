@@ -33,7 +33,7 @@ from pilot.executors.run.scrub import scrubbed
 from pilot.model import new_token
 from pilot.states import PilotState, PoolState
 from pilot.store import dependants, pilots, provenance, spool
-from pilot.store.access import checked, store_of
+from pilot.store.access import PILOT_SELECT_S, checked, store_of
 from pilot.store.mongo import Store
 
 logger = logging.getLogger(__name__)
@@ -422,7 +422,7 @@ def main(argv: list[str]) -> int:
     config = load_project(Path(settings.root))
     log.to_file(config.pilot_folder(settings.pilot) / "agent.log")
     try:
-        with store_of(config) as store:
+        with store_of(config, select_s=PILOT_SELECT_S) as store:
             checked(store, config)
             return Agent(config, settings, store).run()
     except PilotError as exc:

@@ -139,15 +139,16 @@ class Committer:
             self._failed(exc)
 
     def _write_loop(self) -> None:
-        while True:
-            batch = self._next_batch()
-            if not batch:
-                if self._closing:
-                    break
-                continue
-            self._commit(self._encode(batch))
-        self._write_done = True
-        self._wake_release.set()
+        try:
+            while True:
+                batch = self._next_batch()
+                if batch:
+                    self._commit(self._encode(batch))
+                elif self._closing:
+                    return
+        finally:  # also of an error: the other thread must not wait for more
+            self._write_done = True
+            self._wake_release.set()
 
     def _next_batch(self) -> list[Ended]:
         """Return the next batch; empty if there was nothing for a while."""

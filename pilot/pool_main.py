@@ -77,7 +77,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     from pilot.executors.pool.slots import Slots
     from pilot.executors.pool.world import EXIT_LEFTOVER, start
     from pilot.store import provenance
-    from pilot.store.access import store_of
+    from pilot.store.access import PILOT_SELECT_S, store_of
     from pilot.store.objects import Objects
 
     log.to_stderr()
@@ -92,7 +92,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     )  # fmt: skip
     world = start(told["slots"] + 1)
     signer = signing.Signer(signing.load_key(project.key_file), project.id)
-    with store_of(project, start=False) as store:
+    with store_of(project, start=False, select_s=PILOT_SELECT_S) as store:
         environment = capture(world.library, site=told["site"])
         provenance.put_environment(store, environment)
         coordinator = Coordinator(store, Objects(project.objects_folder), signer, settings, environment["_id"])

@@ -11,24 +11,30 @@ from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 
 TIMEOUT_S = 20.0
+PILOT_SELECT_S = 5.0
+"""Pilots spool what they cannot write, and repeat: they need not wait long for a server before they do."""
 
 
-def store_of(config: ProjectConfig, start: bool = True, timeout_s: float = TIMEOUT_S) -> Store:
+def store_of(
+    config: ProjectConfig, start: bool = True, timeout_s: float = TIMEOUT_S, select_s: float | None = None
+) -> Store:
     """Return the project's store, not yet open.
 
     Args:
         config: the project.
         start: start the embedded server if it does not run.
         timeout_s: how long its calls wait.
+        select_s: how long they wait for a server that is away, if less: `PILOT_SELECT_S` for whoever goes on without.
 
     Raises:
         ServerError: the embedded server cannot be started, or does not run and should not be started.
         ConfigError: the URI's file is missing or open to others.
     """
     if not config.embedded:
-        return Store(read_secret(config.uri_file), config.database, timeout_s=timeout_s)
+        return Store(read_secret(config.uri_file), config.database, timeout_s=timeout_s, select_s=select_s)
     server = LocalServer(config.store_folder)
-    return Store(server.start() if start else server.uri(), config.database, timeout_s=timeout_s)
+    uri = server.start() if start else server.uri()
+    return Store(uri, config.database, timeout_s=timeout_s, select_s=select_s)
 
 
 def create(config: ProjectConfig) -> None:

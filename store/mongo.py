@@ -70,8 +70,10 @@ def redact(uri: str) -> str:
     return f"{scheme}{userinfo}{place}" + ("" if options is None else "?" + _SECRET.sub(r"\1***", options))
 
 
-def connect(uri: str, timeout_s: float) -> MongoClient[Document]:
+def connect(uri: str, timeout_s: float, select_s: float | None = None) -> MongoClient[Document]:
     """Make a client that waits at most `timeout_s` for a server, and again for an answer; speaks to nobody yet.
+
+    With `select_s` it waits only so long for a server.
 
     Raises:
         InvalidInput: `uri` is not a MongoDB URI, or its options do not go together.
@@ -85,7 +87,7 @@ def connect(uri: str, timeout_s: float) -> MongoClient[Document]:
             return MongoClient(
                 f"{base}?{kept}" if kept else base,
                 connect=False,
-                serverSelectionTimeoutMS=wait_ms,
+                serverSelectionTimeoutMS=wait_ms if select_s is None else max(1, round(select_s * 1000)),
                 connectTimeoutMS=min(wait_ms, 10_000),
                 socketTimeoutMS=wait_ms,
                 waitQueueTimeoutMS=wait_ms,
@@ -105,7 +107,7 @@ class Store:
 
     A context manager: `with` connects, and closes at its end. Safe to share between threads, not across a fork.
     Reads go to the primary and see what a majority holds, writes are acknowledged by a majority's journals,
-    whatever `uri` says. A call waits at most `timeout_s` for a server, and again for its answer.
+    whatever `uri` says. A call waits at most `timeout_s` for a server (or `select_s`), and again for its answer.
     """
 
     database: Database[Document]
@@ -118,10 +120,11 @@ class Store:
     meta: Collection[Document]
     events: Collection[Document]
 
-    def __init__(self, uri: str, database: str, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, uri: str, database: str, *, timeout_s: float = 30.0, select_s: float | None = None) -> None:
         self._uri = uri
         self._name = database
         self._timeout_s = timeout_s
+        self._select_s = select_s
         self._client: MongoClient[Document] | None = None
 
     def __repr__(self) -> str:
@@ -141,7 +144,7 @@ class Store:
             InvalidInput: the URI or the database's name is malformed.
             ConfigError: the server is too old, or a name in the URI does not resolve.
         """
-        client = connect(self._uri, self._timeout_s)
+        client = connect(self._uri, self._timeout_s, self._select_s)
         try:
             with translating("open the store", self.where):
                 self.database = client[self._name]

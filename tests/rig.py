@@ -287,6 +287,8 @@ class Rig:
         wrong = invariants.violations(self.store)
         assert wrong == [], wrong
         wanted = list(ids)
+        if not wanted:
+            return
         good = {
             group["_id"]: group["records"]
             for group in self.store.provenance.aggregate(

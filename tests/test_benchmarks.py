@@ -112,6 +112,7 @@ def test_page_has_every_table_and_no_place_left(session: list[dict[str, Any]]) -
     assert "| no-op functions | Parsl HTEX 1.0 | 1,000/s | 6.50 × |" in page
     assert "| database commands per no-op task | FireWorks 1.0 | 40.000 | 2,000 × |" in page
     assert "| one task, pool idle | ProcessPoolExecutor, Python 3.11 | 1.0 ms | 0.10 × |" in page
+    assert "| `/bin/true` commands | spawn loop | failed |" in page
     assert "* spawn loop, `true`: a \\| b c" in page
     assert "* processor: A \\| B" in page
     assert "* MPI" not in page

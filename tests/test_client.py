@@ -49,15 +49,6 @@ def test_results_come_in_the_order_of_the_calls(project: pilot.Project) -> None:
     assert [f.result(LONG_S) for f in double.map(number for number in range(3))] == [0, 2, 4]
 
 
-def test_ten_thousand(project: pilot.Project) -> None:
-    began = time.monotonic()
-    futures = double.map(range(10_000))
-    submitted = time.monotonic() - began
-    assert [future.result(LONG_S) for future in futures] == list(range(0, 20_000, 2))
-    print(f"10,000 tasks: submitted in {submitted:.2f} s, all results in {time.monotonic() - began:.2f} s")
-    assert len(set(ids(futures))) == 10_000
-
-
 def test_a_lone_task_is_quick(project: pilot.Project) -> None:
     times = []
     for number in range(20):
@@ -353,3 +344,15 @@ def test_failure_upstream(rig: Rig, project: pilot.Project) -> None:
     assert rig.store.provenance.count_documents({"task": {"$in": ids(children)}}) == 0
     late = double.submit(parent)  # the parent has failed already
     assert parent.id in str(late.exception(LONG_S))
+
+
+# -- many --------------------------------------------------------------------------------------------
+
+
+def test_ten_thousand(project: pilot.Project) -> None:
+    began = time.monotonic()
+    futures = double.map(range(10_000))
+    submitted = time.monotonic() - began
+    assert [future.result(LONG_S) for future in futures] == list(range(0, 20_000, 2))
+    print(f"10,000 tasks: submitted in {submitted:.2f} s, all results in {time.monotonic() - began:.2f} s")
+    assert len(set(ids(futures))) == 10_000

@@ -20,7 +20,7 @@ from tests.rig import LONG_S, Pilot, Rig, ids, kill, script, wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
-TASKS = 800
+TASKS = 500
 SECONDS = 0.01
 
 
@@ -114,8 +114,8 @@ def test_a_rank_is_killed(rig: Rig, dice: random.Random, rank: int) -> None:
 def test_an_agent_is_killed_and_its_pool_does_not_live_on(rig: Rig, dice: random.Random) -> None:
     one = rig.start()
     with rig.open():
-        futures = load(seconds=0.03)
-        for _ in moments(dice, rig, 1, TASKS // 4):
+        futures = load(seconds=0.04)  # still at work when the pool notices
+        for _ in moments(dice, rig, 1, TASKS // 8):
             kill(one.process.pid)
         killed = time.monotonic()
         one.gone()
@@ -130,7 +130,7 @@ def test_an_agent_is_killed_and_its_pool_does_not_live_on(rig: Rig, dice: random
 def test_an_agent_is_killed_and_another_pilot_is_there(rig: Rig, dice: random.Random) -> None:
     one, two = rig.start(), rig.start()
     with rig.open():
-        futures = load(seconds=0.02)
+        futures = load()
         for _ in moments(dice, rig, 1):
             kill(one.process.pid)
         finish(rig, futures, clean=False)
@@ -172,12 +172,12 @@ def test_a_frozen_pilot_wakes_after_others_took_its_work(rig: Rig, dice: random.
         )
         rig.settled()
         held = rig.store.provenance.count_documents({"token": {"$in": tokens}, "outcome": "lost"})
-        more = pilot.task(pilot_tasks.nap).map(range(TASKS), seconds=0.02)
+        more = pilot.task(pilot_tasks.nap).map(range(200), seconds=0.05)
         for pid in frozen:
             kill(pid, signal.SIGCONT)
         wait_until(lambda: set(tokens_of(rig, one)) - set(tokens), LONG_S, "it has a new token", rig.logs)
         finish(rig, [*futures, *more][:TASKS], clean=False)
-        assert [future.result(LONG_S) for future in more] == list(range(TASKS))
+        assert [future.result(LONG_S) for future in more] == list(range(200))
         rig.check(ids(more))
         new = list(set(tokens_of(rig, one)) - set(tokens))
         assert rig.store.provenance.count_documents({"token": {"$in": new}}) > 0, "the pilot that woke did nothing"
@@ -214,8 +214,8 @@ def test_sigterm_drains(rig: Rig, dice: random.Random) -> None:
     """What runs is finished, what has not begun is returned, nobody is blamed."""
     one = rig.start()
     with rig.open():
-        futures = load(seconds=0.03, retries=0)
-        for _ in moments(dice, rig, 1, TASKS // 4):
+        futures = load(seconds=0.02, retries=0)
+        for _ in moments(dice, rig, 1, TASKS // 2):
             one.signal(signal.SIGTERM)
         asked = time.monotonic()
         assert one.wait() == 0
@@ -231,21 +231,22 @@ def test_sigterm_drains(rig: Rig, dice: random.Random) -> None:
 
 def test_walltime_of_the_pilot(rig: Rig) -> None:
     """It begins nothing late and ends in time; what it could not finish is done by the next one, without blame."""
-    end_at = time.time() + 9.0
-    one = rig.start(end_at=end_at, drain_s=4.0, stop_s=3.0)
+    end_at = time.time() + 10.0
+    one = rig.start(end_at=end_at, drain_s=6.0, stop_s=5.0)
     with rig.open():
-        long = pilot.task(pilot_tasks.nap).map(range(2), seconds=12.0)
+        long = pilot.task(pilot_tasks.nap).map(range(2), seconds=8.0)
+        wait_until(lambda: busy(rig) == 2, LONG_S, "they run", rig.logs)
         too_long = pilot.task(walltime="1h")(pilot_tasks.nap).submit(7)
         short = load(100, seconds=0.05, retries=0)
-        wait_until(lambda: rig.store.tasks.count_documents({"state": "leased"}) >= 2, LONG_S, "they run", rig.logs)
         assert one.wait() == 0
         print(f"ended {end_at - time.time():.2f} s before its walltime")
         assert time.time() < end_at
         rig.check_clean()
-        lost = list(rig.store.provenance.find({"outcome": {"$ne": "succeeded"}}))
-        assert [doc["outcome"] for doc in lost] == ["lost"] * 2
+        assert [doc["outcome"] for doc in rig.store.provenance.find({"outcome": {"$ne": "succeeded"}})] == ["lost"] * 2
         assert rig.store.tasks.count_documents({"tried": {"$gt": 0}}) == 0
-        assert rig.store.tasks.find_one({"_id": too_long.id})["attempt"] == 0, "it could not end in time"
+        found = rig.store.tasks.find_one({"_id": too_long.id})
+        assert found
+        assert found["attempt"] == 0, "it could not end in time"
         rig.start()
         finish(rig, short, clean=False)
         assert [future.result(LONG_S) for future in [*long, too_long]] == [0, 1, 7]
@@ -259,8 +260,8 @@ def test_down(rig: Rig, now: bool) -> None:
     """`pilot down` waits for what runs; with ``--now`` it is ended, lost without blame."""
     one = rig.start()
     with rig.open():
-        futures = pilot.task(pilot_tasks.nap).map(range(40), seconds=3.0 if not now else 30.0)
-        wait_until(lambda: len(running(rig)) == 2, LONG_S, "two tasks run", rig.logs)
+        futures = pilot.task(pilot_tasks.nap).map(range(40), seconds=2.0 if not now else 30.0)
+        wait_until(lambda: busy(rig) == 2, LONG_S, "two tasks run", rig.logs)
         assert pilots.drain(rig.store, [one.id], now=now) == 1
         asked = time.monotonic()
         assert one.wait() == 0
@@ -324,7 +325,7 @@ def test_mongod_is_killed_and_restarted(rig: Rig, dice: random.Random) -> None:
         for _ in moments(dice, rig, 3):
             rig.kill_server()
             killed = time.monotonic()
-            time.sleep(dice.random() * 1.5)  # how long it is away
+            time.sleep(dice.random())  # how long it is away
             rig.server.start()
             again = done(rig)
             wait_until(lambda again=again: done(rig) > again or done(rig) == TASKS, LONG_S, "more is done", rig.logs)
@@ -391,6 +392,6 @@ def tokens_of(rig: Rig, one: Pilot) -> list[str]:
     return [doc["_id"] for doc in pilots.pools(rig.store, one.id, live_only=False)]
 
 
-def running(rig: Rig) -> list[str]:
-    """Return the tasks that pools say to have in hand."""
-    return ["busy"] * sum(doc.get("busy", 0) for doc in pilots.pools(rig.store))
+def busy(rig: Rig) -> int:
+    """Return how many slots are at work, as their pools say."""
+    return sum(doc.get("busy", 0) for doc in pilots.pools(rig.store))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import pilot
+from pilot import client
 from pilot.errors import ObjectStoreFull, StoreError, TaskFailed
 from tests import pilot_tasks
 from tests.conftest import need
@@ -103,8 +105,9 @@ def test_no_room_for_the_spool(own_rig: Rig) -> None:
         own_rig.check_clean()
 
 
-def test_no_room_for_the_database(own_rig: Rig) -> None:
+def test_no_room_for_the_database(own_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its server dies of it. The client is told, the pilot spools, and with room again nothing is lost."""
+    monkeypatch.setattr(client, "store_of", partial(client.store_of, timeout_s=3.0))  # it is told after 20 s else
     own_rig.server.stop()
     store = own_rig.config.store_folder
     saved = store.with_name("saved")
@@ -114,7 +117,7 @@ def test_no_room_for_the_database(own_rig: Rig) -> None:
         own_rig.server.start()
         one = own_rig.start()
         with own_rig.open():
-            futures = pilot.task(pilot_tasks.nap).map(range(2000), seconds=0.01)
+            futures = pilot.task(pilot_tasks.nap).map(range(1000), seconds=0.01)
             wait_until(lambda: own_rig.counts().get("done"), LONG_S, "some are done", own_rig.logs)
             disk.fill()
             with pytest.raises(StoreError) as caught:
@@ -125,7 +128,7 @@ def test_no_room_for_the_database(own_rig: Rig) -> None:
             )
             disk.empty()
             own_rig.server.start()
-            assert [future.result(LONG_S) for future in futures] == list(range(2000))
+            assert [future.result(LONG_S) for future in futures] == list(range(1000))
         own_rig.settled(4 * LONG_S)
         own_rig.check(ids(futures))
         assert one.process.poll() is None

@@ -86,6 +86,16 @@ def test_a_child_becomes_what_its_parent_calls_for(store: Store, parent: str, wa
 
 
 @pytest.mark.parametrize("waits", ["done", "end"])
+def test_a_child_waits_only_for_those_that_have_not_ended(store: Store, a: str, waits: str) -> None:
+    submit(store, task("p"), task("q"), task("r"))
+    run(store, a, p=Outcome.SUCCEEDED, q=Outcome.SUCCEEDED if waits == "done" else Outcome.FAILED)
+    submit(store, task("c", "p", "q", "r", waits=waits))
+    assert tasks.get(store, ["c"])["c"]["pending"] == ["r"]
+    run(store, a, r=Outcome.SUCCEEDED)
+    assert state(store, "c") == "ready"
+
+
+@pytest.mark.parametrize("waits", ["done", "end"])
 def test_a_missing_parent_is_named(store: Store, waits: str) -> None:
     submit(store, task("p"), task("c", "p", "nobody", waits=waits), task("d", "c"), task("e", "d", waits="end"))
     found = tasks.get(store, ["c"])["c"]

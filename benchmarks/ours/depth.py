@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from _rig import NOTES, RESULT_S, identity, pool, project
 
 import pilot
 from pilot.config import ProjectConfig
+from pilot.lifecycle import AHEAD_MAX
 from pilot.store import pilots
 from pilot.store.access import store_of
 from pilot.store.mongo import Store
@@ -19,26 +21,31 @@ from pilot.store.mongo import Store
 SHALLOW, WINDOW = 1_000, 5_000
 LEAD = 0.4
 """Tasks before the window, as part of it: the pool finds its pace with them."""
+REPEATS = 3
+"""A window lasts a second or so: one alone says little."""
 
 
 def depth(settings: Settings) -> dict[str, Any]:
     """Compare the rate while 1,000 are queued with the rate while `tasks` are; the ratio is the second over the first.
 
     The queue is filled first and the pilot started then, so that a window never shares the machine with its
-    own submission; the client waits for its results in both. All through the window at least that many are queued.
+    own submission; the client waits for its results all the time. All through a window at least that many are
+    queued, those that the pool has leased ahead not counted: else the end of the short queue would need no leasing.
     """
     window = min(WINDOW, settings.tasks // 10)
-    with project(settings) as config:
-        shallow = drain(config, settings.workers, SHALLOW, window)
-        deep = drain(config, settings.workers, settings.tasks, window)
+    repeats = REPEATS if window == WINDOW else 1
+    with project(settings) as config, store_of(config) as store, pilot.open(config.root):
+        shallow = [drain(config, store, settings.workers, SHALLOW, window) for _ in range(repeats)]
+        deep = [drain(config, store, settings.workers, settings.tasks, window) for _ in range(repeats)]
+    rates = [statistics.median(one.rate for one in some) for some in (shallow, deep)]
     return {
-        "seconds": window / deep.rate,
-        "rate_per_s": deep.rate,
-        "rate_shallow_per_s": shallow.rate,
-        "ratio": deep.rate / shallow.rate,
-        "written_kb_per_task": deep.written_kb,
-        "written_kb_per_task_shallow": shallow.written_kb,
-        "fill_per_s": deep.filled_per_s,
+        "seconds": window / rates[1],
+        "rate_per_s": rates[1],
+        "rate_shallow_per_s": rates[0],
+        "ratio": rates[1] / rates[0],
+        "written_kb_per_task": statistics.median(one.written_kb for one in deep),
+        "written_kb_per_task_shallow": statistics.median(one.written_kb for one in shallow),
+        "fill_per_s": deep[0].filled_per_s,
         "window": window,
     }
 
@@ -53,20 +60,19 @@ class Drained(NamedTuple):
     filled_per_s: float
 
 
-def drain(config: ProjectConfig, slots: int, queued: int, window: int) -> Drained:
-    """Fill the queue, start a pilot, and watch it until the window is over."""
+def drain(config: ProjectConfig, store: Store, slots: int, queued: int, window: int) -> Drained:
+    """Fill the queue up, start a pilot, and watch it until the window is over."""
     lead = int(LEAD * window)
-    with store_of(config) as store:
-        with pilot.open(config.root):
-            start = time.perf_counter()
-            futures = identity.map(range(queued + window + lead))
-            filled_per_s = len(futures) / (time.perf_counter() - start)
-            store.database.client.admin.command("fsync")  # a checkpoint of the filling, outside the window
-            since, before = datetime.now(UTC), written_kb(store)
-            with pool(config, slots) as up:
-                wait_until(lambda: ended(store, up.id) >= lead + window, "the end of the window", 4 * RESULT_S, 0.1)
-        all_ended = store.tasks.count_documents({"ended": {"$gte": since}})
-        return Drained(rate(store, since, lead, window), (written_kb(store) - before) / all_ended, filled_per_s)
+    missing = queued + AHEAD_MAX + window + lead - store.tasks.count_documents({"state": "ready"})
+    start = time.perf_counter()
+    identity.map(range(missing))
+    filled_per_s = missing / (time.perf_counter() - start)
+    store.database.client.admin.command("fsync")  # a checkpoint of the filling, outside the window
+    since, before = datetime.now(UTC), written_kb(store)
+    with pool(config, slots) as up:
+        wait_until(lambda: ended(store, up.id) >= lead + window, "the end of the window", 4 * RESULT_S, 0.1)
+    all_ended = store.tasks.count_documents({"ended": {"$gte": since}})
+    return Drained(rate(store, since, lead, window), (written_kb(store) - before) / all_ended, filled_per_s)
 
 
 def ended(store: Store, name: str) -> int:
@@ -83,16 +89,16 @@ def rate(store: Store, since: datetime, lead: int, window: int) -> float:
             {"$sort": {"_id": 1}},
         ]
     )
-    total, first, before = 0, None, 0
-    last = since
+    total, before = 0, 0
+    first, last = since, since
     for batch in ends:
         total += batch["count"]
         last = batch["_id"]
-        if first is None and total >= lead:
+        if before == 0 and total >= lead:
             first, before = last, total
-        if total >= before + window and first is not None:
+        if before and total >= before + window:
             break
-    return (total - before) / max((last - (first or since)) / timedelta(seconds=1), 1e-3)
+    return (total - before) / max((last - first) / timedelta(seconds=1), 1e-3)
 
 
 if __name__ == "__main__":
