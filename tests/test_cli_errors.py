@@ -227,7 +227,7 @@ DEAD = [argv for argv in NEED_A_PROJECT if argv[0] not in ("doctor", "store")]
 def test_a_dead_store_is_one_line(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, argv: list[str]) -> None:
     config = create_project(tmp_path, "mongodb://me:secret@127.0.0.1:9/")
     create_key(config.key_file)
-    monkeypatch.setattr("pilot.store.access.store_of.__defaults__", (True, 0.5))  # `submit` opens a project
+    monkeypatch.setattr("pilot.store.access.store_of.__defaults__", (True, 0.5, None))  # `submit` opens a project
     line = one_line(call(*argv))
     assert "cannot open the store" in line
     assert "secret" not in line
