@@ -132,56 +132,111 @@ def parse_size(value: str | int, name: str = "memory") -> int:
 
 # -- what a task needs ----------------------------------------------------------------------------
 
-_CLASS = re.compile(r"c(\d+)(?:m(\d+))?(?:w(\d+(?:\.\d+)?))?")
+_CLASS = re.compile(
+    r"c(\d+)(?:m(\d+))?(?:w(\d+(?:\.\d+)?))?(?:r(\d+))?(?:p(\d+))?(?:g(\d+(?:\.\d+)?))?(?:n(\d+))?(near|contiguous)?"
+)
+
+LAYOUTS = ("near", "contiguous")
 
 
 class _Resources(NamedTuple):
     cores: int
     memory_bytes: int | None
     walltime_s: float | None
+    ranks: int | None
+    ranks_per_node: int | None
+    gpus: float
+    nodes: int | None
+    layout: str
 
 
 class Resources(_Resources):
     """What one task asks for.
 
     Args:
-        cores: CPU cores, at least 1.
-        memory_bytes: limit of the task's data segment, or None for no limit.
-        walltime_s: seconds after which it is killed, or None for no limit.
+        cores: CPU cores of each rank, at least 1.
+        memory_bytes: of each rank: limit of its data segment, or None for no limit.
+        walltime_s: seconds after which the task is killed, or None for no limit.
+        ranks: MPI ranks; None: one process that is not told of MPI. A function with ranks gets a communicator,
+            a program is started by the site's MPI launcher.
+        ranks_per_node: so many ranks on each node; the last node may have fewer. None: as placement finds best.
+        gpus: of each rank: whole ones, or a fraction of one (shared with others), in thousandths.
+        nodes: whole nodes that nobody else uses meanwhile; the ranks are spread evenly over them.
+        layout: ``""``, ``"near"`` (all ranks on one node) or ``"contiguous"`` (nodes next to each other).
 
     Raises:
-        InvalidInput: one of them is not above zero; the message names it.
+        InvalidInput: one of them is out of range, or they contradict each other; the message names them.
     """
 
     __slots__ = ()
 
-    def __new__(cls, cores: int = 1, memory_bytes: int | None = None, walltime_s: float | None = None) -> Self:
+    def __new__(
+        cls,
+        cores: int = 1,
+        memory_bytes: int | None = None,
+        walltime_s: float | None = None,
+        ranks: int | None = None,
+        ranks_per_node: int | None = None,
+        gpus: float = 0,
+        nodes: int | None = None,
+        layout: str = "",
+    ) -> Self:
         """Check and keep what is asked for."""
-        if not isinstance(cores, int) or isinstance(cores, bool) or cores < 1:
-            raise InvalidInput(f"cores {cores!r} is not a whole number above zero")
+        _whole("cores", cores)
         if memory_bytes is not None:
             parse_size(memory_bytes, "memory")
         if walltime_s is not None:
             parse_duration(walltime_s, "walltime")
-        return super().__new__(cls, cores, memory_bytes, walltime_s)
+        if (ranks, ranks_per_node, gpus, nodes, layout) == (None, None, 0, None, ""):
+            return super().__new__(cls, cores, memory_bytes, walltime_s, None, None, 0.0, None, "")
+        for name, value in (("ranks", ranks), ("ranks_per_node", ranks_per_node), ("nodes", nodes)):
+            if value is not None:
+                _whole(name, value)
+        if ranks is None and (nodes is not None or ranks_per_node is not None):
+            ranks = (nodes or 1) * (ranks_per_node or 1)
+        _check_shape(ranks or 1, ranks_per_node, nodes, layout)
+        return super().__new__(
+            cls, cores, memory_bytes, walltime_s, ranks, ranks_per_node, _gpu_share(gpus), nodes, layout
+        )
 
     @classmethod
     def of(
-        cls, cores: int = 1, memory: str | int | None = None, walltime: str | int | float | None = None
+        cls,
+        cores: int = 1,
+        memory: str | int | None = None,
+        walltime: str | int | float | None = None,
+        near: bool = False,
+        contiguous: bool = False,
+        **shape: Any,
     ) -> Resources:
-        """Make resources from what a user writes (``memory="2G"``, ``walltime="5m"``)."""
+        """Make resources from what a user writes (``memory="2G"``, ``walltime="5m"``, ``ranks=4, near=True``)."""
+        if near and contiguous:
+            raise InvalidInput("near (one node) and contiguous (several nodes) contradict each other; give one")
         return cls(
             cores,
             None if memory is None else parse_size(memory, "memory"),
             None if walltime is None else parse_duration(walltime, "walltime"),
+            layout="near" if near else "contiguous" if contiguous else "",
+            **shape,
         )
+
+    @property
+    def size(self) -> int:
+        """How many ranks there are; 1 for a task that is not told of MPI."""
+        return self.ranks or 1
 
     @property
     def key(self) -> str:
         """The name of the class that all equal requests share; `from_key` reads it back."""
         memory = "" if self.memory_bytes is None else f"m{self.memory_bytes}"
-        walltime = "" if self.walltime_s is None else "w" + f"{max(self.walltime_s, 0.001):.3f}".rstrip("0").rstrip(".")
-        return f"c{self.cores}{memory}{walltime}"
+        walltime = "" if self.walltime_s is None else "w" + _number(max(self.walltime_s, 0.001))
+        if self.ranks is None and not self.gpus and not self.layout:
+            return f"c{self.cores}{memory}{walltime}"
+        ranks = "" if self.ranks is None else f"r{self.ranks}"
+        per_node = "" if self.ranks_per_node is None else f"p{self.ranks_per_node}"
+        gpus = f"g{_number(self.gpus)}" if self.gpus else ""
+        nodes = "" if self.nodes is None else f"n{self.nodes}"
+        return f"c{self.cores}{memory}{walltime}{ranks}{per_node}{gpus}{nodes}{self.layout}"
 
     @classmethod
     def from_key(cls, key: str) -> Resources:
@@ -193,7 +248,48 @@ class Resources(_Resources):
         match = _CLASS.fullmatch(key)
         if not match:
             raise InvalidInput(f"{key!r} does not name a resource class")
-        return cls(int(match[1]), int(match[2]) if match[2] else None, float(match[3]) if match[3] else None)
+        cores, memory, walltime, ranks, per_node, gpus, nodes, layout = match.groups()
+        return cls(
+            int(cores), int(memory) if memory else None, float(walltime) if walltime else None,
+            int(ranks) if ranks else None, int(per_node) if per_node else None, float(gpus or 0),
+            int(nodes) if nodes else None, layout or "",
+        )  # fmt: skip
+
+
+def _number(value: float) -> str:
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
+def _whole(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidInput(f"{name} {value!r} is not a whole number above zero")
+
+
+def _gpu_share(gpus: object) -> float:
+    if not isinstance(gpus, int | float) or isinstance(gpus, bool) or not 0 <= gpus < float("inf"):
+        raise InvalidInput(f"gpus {gpus!r} is not a number of at least zero")
+    share = round(float(gpus), 3)
+    if share != gpus or (share > 1 and share != int(share)):
+        raise InvalidInput(f"gpus {gpus!r}: a rank gets whole GPUs, or a fraction of one in thousandths")
+    return share
+
+
+def _check_shape(ranks: int, per_node: int | None, nodes: int | None, layout: str) -> None:
+    """Refuse requests that contradict themselves."""
+    if layout not in ("", *LAYOUTS):
+        raise InvalidInput(f"layout {layout!r} is none of {', '.join(LAYOUTS)}")
+    if per_node is not None and per_node > ranks:
+        raise InvalidInput(f"ranks_per_node {per_node} is more than all ranks, {ranks}")
+    if layout == "near" and (nodes or 1) > 1:
+        raise InvalidInput(f"near means one node, nodes {nodes} asks for more; give one of them")
+    if layout == "near" and per_node is not None and per_node < ranks:
+        raise InvalidInput(f"near means all {ranks} ranks on one node, ranks_per_node {per_node} allows fewer")
+    if nodes is not None and nodes > ranks:
+        raise InvalidInput(f"nodes {nodes} is more than there are ranks, {ranks}: some would have none")
+    if nodes is not None and per_node is not None and nodes != -(-ranks // per_node):
+        raise InvalidInput(
+            f"{ranks} ranks with ranks_per_node {per_node} take {-(-ranks // per_node)} nodes, not {nodes}"
+        )
 
 
 # -- values on their way --------------------------------------------------------------------------
@@ -286,6 +382,8 @@ class TaskSpec(NamedTuple):
     tags: tuple[str, ...] = ()
     folder: str = ""
     """Where the submitter's own modules lie; comes last on the child's ``sys.path``."""
+    gather: bool = False
+    """Of an MPI function: keep the result of every rank, not only of rank 0."""
     waits: str = "done"
     """``"done"``: parents must succeed, their values are used; ``"end"``: any end of theirs will do."""
 
@@ -315,6 +413,35 @@ class FunctionCode(NamedTuple):
 # -- work in a pool -------------------------------------------------------------------------------
 
 
+class RankPlace(NamedTuple):
+    """Where one rank of a task runs."""
+
+    host: str
+    """Name of its node, as the pool knows it."""
+    slots: tuple[int, ...]
+    """The pool's ranks whose cores it has; the first one runs it."""
+    cpus: tuple[int, ...] = ()
+    """Ids of the CPUs it may use; empty: not bound."""
+    gpus: tuple[str, ...] = ()
+    """GPUs it may use, as the site's variable names them."""
+
+
+class Placement(NamedTuple):
+    """Where a task runs that takes more than one slot's worth, in the order of its ranks."""
+
+    ranks: tuple[RankPlace, ...]
+
+    @property
+    def slots(self) -> tuple[int, ...]:
+        """Every slot that it takes, each once, in order."""
+        return tuple([slot for rank in self.ranks for slot in rank.slots])
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Its nodes, each once, in order."""
+        return tuple(dict.fromkeys([rank.host for rank in self.ranks]))
+
+
 class Work(NamedTuple):
     """One attempt as a child needs it. The coordinator makes it; ranks pass it on unopened."""
 
@@ -332,6 +459,14 @@ class Work(NamedTuple):
     cores: int
     folder: str = ""
     """Where the submitter's own modules lie."""
+    ranks: int | None = None
+    """MPI ranks; None: one process that is not told of MPI."""
+    gather: bool = False
+    """Of an MPI function: keep the result of every rank, not only of rank 0."""
+    place: Placement | None = None
+    """Set by the coordinator when it dispatches what takes more than one slot; None: the slot's own cores."""
+    isolated: bool = False
+    """Of an MPI function: run it in an MPI program of its own, since it may have ended a pool before."""
 
 
 class Failure(NamedTuple):
