@@ -143,7 +143,7 @@ class Preparer:
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
             tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
-            doc.get("folder", ""),
+            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, bool(doc.get("strikes")),
         )  # fmt: skip
         fresh = doc.get("fresh", False)
         item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))

@@ -148,12 +148,14 @@ def task_fields(task: TaskSpec | Mapping[str, Any], inputs: Sequence[Input] | No
     if isinstance(task, Mapping):
         head = [task["_id"], task["kind"], task["function"], task["command"]]
         tail = [task["class"], task.get("fresh", False), task["waits"], task.get("folder", "")]
+        gather = task.get("gather", False)
     else:
         command = None if task.command is None else task.command.document()
         head = [task.id, task.kind, task.function, command]
         tail = [task.resources.key, task.fresh, task.waits, task.folder]
+        gather = task.gather
         inputs = task.inputs if inputs is None else inputs
-    return [*head, [(name, blob.hash, links) for name, blob, links in inputs or ()], *tail]
+    return [*head, [(name, blob.hash, links) for name, blob, links in inputs or ()], *tail, gather]
 
 
 def function_fields(code: FunctionCode) -> list[Any]:

@@ -93,6 +93,8 @@ def document(spec: TaskSpec, inputs: object, *, client: str, seq: int, now: date
         doc["folder"] = spec.folder
     if spec.fresh:
         doc["fresh"] = True
+    if spec.gather:
+        doc["gather"] = True
     if pending:
         doc["pending"] = pending
         doc["unchecked"] = True

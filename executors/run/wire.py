@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-from pilot.model import Blob, Failure, Result, Usage, Work
+from pilot.model import Blob, Failure, Placement, RankPlace, Result, Usage, Work
 from pilot.states import Kind, Outcome
 
 _KINDS = {kind.value: kind for kind in Kind}
@@ -22,7 +22,7 @@ def pack_work(work: Work) -> bytes:
     linked = [(link, tuple(blob)) for link, blob in work.linked.items()]
     plain = (
         work.task, work.attempt, work.kind.value, work.name, work.function, work.command, inputs, linked,
-        work.memory_bytes, work.cores, work.folder,
+        work.memory_bytes, work.cores, work.folder, work.ranks, work.gather, _plain_place(work.place), work.isolated,
     )  # fmt: skip
     return pickle.dumps(plain, 5)
 
@@ -32,12 +32,16 @@ def unpack_work(frame: bytes) -> Work:
     plain: Any = pickle.loads(frame)
     if type(plain) is Work:
         return plain
-    task, attempt, kind, name, function, command, inputs, linked, memory_bytes, cores, folder = plain
+    task, attempt, kind, name, function, command, inputs, linked, *rest, place, isolated = plain
     return Work(
         task, attempt, _KINDS[kind], name, function, command,
         tuple([(name, Blob(*blob)) for name, blob in inputs]), {link: Blob(*blob) for link, blob in linked},
-        memory_bytes, cores, folder,
+        *rest, None if place is None else Placement(tuple([RankPlace(*rank) for rank in place])), isolated,
     )  # fmt: skip
+
+
+def _plain_place(place: Placement | None) -> list[tuple[Any, ...]] | None:
+    return None if place is None else [tuple(rank) for rank in place.ranks]
 
 
 def pack_result(result: Result) -> bytes:
