@@ -90,6 +90,18 @@ def call(function: Callable[..., Any], named: Iterable[tuple[str, Any]]) -> Any:
     return function(*args, **kwargs)
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Return whether the function has a parameter of this name."""
+    shape = _shape_of(function)
+    return name in shape.names or name in shape.keyword_only
+
+
+def requires(function: Callable[..., Any], name: str) -> bool:
+    """Return whether the function has a parameter of this name without a default."""
+    shape = _shape_of(function)
+    return name in shape.names[: shape.required] or name in shape.required_keywords
+
+
 def _shape_of(function: Callable[..., Any]) -> _Shape:
     try:
         shape = _shapes.get(function)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pilot import calls, functions, source
@@ -30,10 +30,17 @@ class Options:
     priority: int = 0
     tags: tuple[str, ...] = ()
     fresh: bool = False
+    gather: bool = False
     name: str | None = None
 
 
-_OPTION_NAMES = frozenset({"cores", "memory", "walltime", "retries", "priority", "tags", "fresh", "name"})
+_RESOURCE_NAMES = frozenset(
+    {"cores", "memory", "walltime", "ranks", "ranks_per_node", "gpus", "nodes", "near", "contiguous"}
+)
+_OPTION_NAMES = _RESOURCE_NAMES | {"retries", "priority", "tags", "fresh", "gather", "name"}
+
+COMM = "comm"
+"""Parameter of an MPI function that its communicator is passed for; nobody else gives it a value."""
 
 
 def _options(**given: Any) -> Options:
@@ -53,8 +60,13 @@ def _options(**given: Any) -> Options:
         raise InvalidInput(f"retries {retries!r} is not a whole number of at least 0")
     if not isinstance(priority, int) or abs(priority) > PRIORITY_MAX:
         raise InvalidInput(f"priority {priority!r} is not a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}")
-    resources = Resources.of(given.get("cores", 1), given.get("memory"), given.get("walltime"))
-    return Options(resources, retries, priority, tuple(tags), bool(given.get("fresh", False)), given.get("name"))
+    resources = Resources.of(**{name: given[name] for name in _RESOURCE_NAMES & given.keys()})
+    fresh, gather = bool(given.get("fresh", False)), bool(given.get("gather", False))
+    if gather and resources.ranks is None:
+        raise InvalidInput("gather=True keeps the result of every rank, and this task has none; add e.g. ranks=4")
+    if fresh and resources.ranks is not None:
+        raise InvalidInput("fresh=True asks for a new process, but MPI tasks run in ranks that are up; leave it out")
+    return Options(resources, retries, priority, tuple(tags), fresh, gather, given.get("name"))
 
 
 class Task(Generic[P, R]):
@@ -63,6 +75,8 @@ class Task(Generic[P, R]):
     __pilot_task__ = True
 
     def __init__(self, function: Callable[P, R], options: Options) -> None:
+        if options.resources.ranks is None and calls.requires(function, COMM):
+            options = replace(options, resources=options.resources.with_ranks(1))
         self.function = function
         self.options = options
         functools.update_wrapper(self, function)
@@ -77,10 +91,12 @@ class Task(Generic[P, R]):
     def with_options(self, **changes: Any) -> Task[P, R]:
         """Return the same function with some options changed, e.g. ``walltime="2h"``."""
         old = self.options
-        resources = old.resources
+        needs = old.resources
         given: dict[str, Any] = {
-            "cores": resources.cores, "memory": resources.memory_bytes, "walltime": resources.walltime_s,
-            "retries": old.retries, "priority": old.priority, "tags": old.tags, "fresh": old.fresh, "name": old.name,
+            "cores": needs.cores, "memory": needs.memory_bytes, "walltime": needs.walltime_s, "ranks": needs.ranks,
+            "ranks_per_node": needs.ranks_per_node, "gpus": needs.gpus, "nodes": needs.nodes,
+            "near": needs.layout == "near", "contiguous": needs.layout == "contiguous", "retries": old.retries,
+            "priority": old.priority, "tags": old.tags, "fresh": old.fresh, "gather": old.gather, "name": old.name,
         }  # fmt: skip
         return Task(self.function, _options(**{**given, **changes}))
 
@@ -122,15 +138,26 @@ class Task(Generic[P, R]):
         name = options.name or code.qualname
         folder = source.folder_of(self.function)
         function, encode, new_id = self.function, project.encode_input, project.new_id
+        mpi = options.resources.ranks is not None and calls.takes(function, COMM)
+        bind = _bind_without_comm if mpi else calls.bind
 
         def make(args: Sequence[Any], kwargs: Mapping[str, Any]) -> TaskSpec:
-            inputs = tuple(encode(key, value, name) for key, value in calls.bind(function, args, kwargs))
+            inputs = tuple(encode(key, value, name) for key, value in bind(function, args, kwargs))
             return TaskSpec(
                 new_id(), Kind.FUNCTION, name, inputs, code.hash, None, options.resources, options.priority,
-                options.retries, options.fresh, options.tags, folder,
+                options.retries, options.fresh, options.tags, folder, options.gather,
             )  # fmt: skip
 
         return make
+
+
+def _bind_without_comm(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[tuple[str, Any]]:
+    """Bind the arguments of an MPI function, all but the communicator, which its pool gives it."""
+    if COMM in kwargs:
+        raise InvalidInput(f"argument {COMM!r} is the communicator, which the pool passes; leave it out of submit")
+    return [pair for pair in calls.bind(function, args, {**kwargs, COMM: None}) if pair[0] != COMM]
 
 
 def _rows(iterables: Sequence[Iterable[Any]]) -> Iterator[tuple[Any, ...]]:
@@ -149,11 +176,17 @@ def task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]: ...
 def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
     """Make a function a task: ``@pilot.task`` or ``@pilot.task(cores=1, walltime="5m", retries=2)``.
 
+    With ``ranks`` it is an MPI function: it runs on so many ranks at once, its parameter ``comm`` (or
+    ``pilot.current().comm``) is their communicator, and what rank 0 returns is the result. A parameter ``comm``
+    without a default makes it one, of a single rank if ``ranks`` does not say more.
+
     Args:
         function: when used without parentheses.
-        options: ``cores``; ``memory`` ("2G"); ``walltime`` ("5m"), after which it is killed; ``retries`` of
-            failed attempts; ``priority`` (larger is sooner); ``tags``; ``fresh``: run in a new process;
-            ``name`` to be shown.
+        options: ``cores`` and ``memory`` ("2G") of each rank; ``walltime`` ("5m"), after which it is killed;
+            ``ranks``, ``ranks_per_node``; ``gpus`` of each rank, fractions allowed; ``nodes``: so many whole
+            ones; ``near``: on one node; ``contiguous``: on neighbouring nodes; ``gather``: the result is the
+            list of what all ranks return; ``retries`` of failed attempts; ``priority`` (larger is sooner);
+            ``tags``; ``fresh``: run in a new process; ``name`` to be shown.
 
     Raises:
         InvalidInput: an option is unknown or has a bad value.
@@ -215,7 +248,7 @@ def command(
         env: variables to set.
         cwd: working directory; default: a private one if there are files, else the project's.
         shell: run a string with ``/bin/sh -c``.
-        options: as of `task`.
+        options: as of `task`; with ``ranks`` the site's MPI launcher starts it on so many.
 
     Raises:
         InvalidInput: a string without ``shell=True``, an empty list, an unknown option …
@@ -230,5 +263,7 @@ def command(
     for name in files:
         if name.startswith("/") or ".." in name.split("/"):
             raise InvalidInput(f"input file {name!r} is not below the working directory")
+    if options.get("gather"):
+        raise InvalidInput("gather=True is for functions; name the files that a command's ranks write in outputs")
     made = Command(words, shell, cwd, dict(env or {}), files, dict(outputs or {}))
     return CommandTask(made, dict(inputs or {}), _options(**options))

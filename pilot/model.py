@@ -220,6 +220,10 @@ class Resources(_Resources):
             **shape,
         )
 
+    def with_ranks(self, ranks: int) -> Resources:
+        """Return the same request for an MPI task of so many ranks."""
+        return Resources(**{**self._asdict(), "ranks": ranks})
+
     @property
     def size(self) -> int:
         """How many ranks there are; 1 for a task that is not told of MPI."""

@@ -32,11 +32,13 @@ def unpack_work(frame: bytes) -> Work:
     plain: Any = pickle.loads(frame)
     if type(plain) is Work:
         return plain
-    task, attempt, kind, name, function, command, inputs, linked, *rest, place, isolated = plain
+    task, attempt, kind, name, function, command, inputs, linked, memory_bytes, cores, folder, *mpi = plain
+    ranks, gather, place, isolated = mpi
     return Work(
         task, attempt, _KINDS[kind], name, function, command,
         tuple([(name, Blob(*blob)) for name, blob in inputs]), {link: Blob(*blob) for link, blob in linked},
-        *rest, None if place is None else Placement(tuple([RankPlace(*rank) for rank in place])), isolated,
+        memory_bytes, cores, folder, ranks, gather,
+        None if place is None else Placement(tuple([RankPlace(*rank) for rank in place])), isolated,
     )  # fmt: skip
 
 
