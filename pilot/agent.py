@@ -7,18 +7,13 @@ state. ``python -P -m pilot.agent SETTINGS`` runs one; the last line of a batch 
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -26,11 +21,12 @@ from typing import Any
 
 from pilot import lifecycle, log, records, signing
 from pilot.config import ProjectConfig, load_project
-from pilot.errors import Fenced, LauncherNotFound, PilotError, StoreError
+from pilot.errors import Fenced, PilotError, StoreError
 from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
-from pilot.executors.run.scrub import scrubbed
 from pilot.model import new_token
+from pilot.pool_process import PoolProcess
+from pilot.settings import PilotSettings
 from pilot.states import PilotState, PoolState
 from pilot.store import dependants, pilots, provenance, spool
 from pilot.store.access import PILOT_SELECT_S, checked, store_of
@@ -44,104 +40,6 @@ START_S = 180.0
 """A pool that has not registered by then never will."""
 STORE_LOST_S = 900.0
 """A pilot whose store has been away for so long ends itself; what it could not write is in its spool."""
-
-
-@dataclass(frozen=True, slots=True)
-class PilotSettings:
-    """What a pilot is told by whoever starts it; a JSON file in its folder."""
-
-    root: str
-    pilot: str
-    site: str
-    launcher: tuple[str, ...]
-    slots: int
-    slot_cores: int
-    end_at: float | None = None
-    """When the pilot must be over (seconds since the epoch)."""
-    beat_s: float = 2.0
-    ttl_s: float = 30.0
-    """A heartbeat unchanged for so long means death."""
-    drain_s: float = 30.0
-    """How long before `end_at` nothing more is begun."""
-    stop_s: float = 10.0
-    """How long before `end_at` what still runs is ended."""
-    idle_s: float | None = None
-    """End after so long without work; None: stay."""
-    restarts_s: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-    """Delays before starts of a pool that died; one more death in a row ends the pilot."""
-
-    def write(self, path: Path) -> None:
-        """Write the file."""
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def read(cls, path: Path) -> PilotSettings:
-        """Read what `write` wrote."""
-        data: dict[str, Any] = json.loads(path.read_text())
-        return cls(**{**data, "launcher": tuple(data["launcher"]), "restarts_s": tuple(data["restarts_s"])})
-
-
-class PoolProcess:
-    """One start of the pool's MPI program: launcher, log, control file."""
-
-    def __init__(self, settings: PilotSettings, folder: Path, number: int) -> None:
-        self.launch = f"{settings.pilot}.{number}"
-        self.control = folder / f"pool-{number}.control"
-        self.log = folder / f"pool-{number}.log"
-        self._config = folder / f"pool-{number}.json"
-        self._settings = settings
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start the program in a session of its own.
-
-        Raises:
-            LauncherNotFound: the site's launcher is not there.
-        """
-        s = self._settings
-        self._config.write_text(
-            json.dumps({"settings": asdict(s), "launch": self.launch, "control": str(self.control)}) + "\n"
-        )
-        program = [part.format(ranks=s.slots + 1) for part in s.launcher]
-        here = Path(sys.executable).parent / program[0]
-        found = str(here) if here.is_file() else shutil.which(program[0])
-        if found is None:
-            raise LauncherNotFound(
-                f"cannot start a pool: launcher {program[0]!r} of site {s.site!r} is neither beside "
-                f"{sys.executable!r} nor on the PATH; install an MPI, e.g. pip install 'hpc-pilot[mpich]'"
-            )
-        argv = [found, *program[1:], sys.executable, "-P", "-m", "pilot.pool_main", str(self._config)]
-        env = {**scrubbed(os.environ), "PILOT_POOL": self.launch}
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
-            )
-        logger.info("pool %s: started as process %d", self.launch, self._process.pid)
-
-    def poll(self) -> int | None:
-        """Return the launcher's exit code, or None while it runs."""
-        return None if self._process is None else self._process.poll()
-
-    def ask(self, wish: str) -> None:
-        """Tell the coordinator what to do, through its control file: signals would kill the program."""
-        partial = self.control.with_suffix(".partial")
-        partial.write_text(wish)
-        partial.rename(self.control)
-
-    def kill(self) -> None:
-        """End the launcher's process group at once."""
-        if self._process is not None and self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(10.0)
-
-    def last_words(self) -> str:
-        """Return the end of the pool's log, for messages."""
-        try:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-15:])
 
 
 class Agent:
@@ -339,7 +237,9 @@ class Agent:
             logger.warning("returned %d leases of dead pool %s", count, token)
 
     def _lost_record(self, task: dict[str, Any]) -> Any:
-        doc = records.lost_record(task, task["lease"], "its pool died", datetime.now(UTC))
+        ran = task.get("suspect") == task["attempt"]
+        reason = "its pool died while it ran in the ranks; it runs alone from now on" if ran else "its pool died"
+        doc = records.lost_record(task, task["lease"], reason, datetime.now(UTC))
         return provenance.encode(records.sign(doc, self._signer), records.minimal)[0]
 
     # -- pools ------------------------------------------------------------------------------------
@@ -378,8 +278,8 @@ class Agent:
             self._wish = self._wish or "drain"
             self._pool = None
             return
-        if time.monotonic() - self._started_at > 60.0:
-            self._backoff.reset()
+        if time.monotonic() - self._started_at > 60.0 or pool.suspects() or pool.worn():
+            self._backoff.reset()  # it worked, and its end has a reason that the next start does not share
         delay = self._backoff.next()
         if delay is None:
             words = pool.last_words()
@@ -387,7 +287,10 @@ class Agent:
             logger.error("pilot %s gives up: %s", self._settings.pilot, self._reason)
             self._pool = None
             return
-        logger.warning("pool %s died (exit code %d); next start in %g s", pool.launch, code, delay)
+        if worn := pool.worn():
+            logger.info("pool %s is started anew: %s", pool.launch, worn)
+        else:
+            logger.warning("pool %s died (exit code %d); next start in %g s", pool.launch, code, delay)
         self._pause(delay)
         if self._wish:
             self._pool = None
@@ -409,6 +312,9 @@ class Agent:
 
     def _bury(self, pool: PoolProcess, code: int) -> None:
         """Void the token of a pool that is certainly dead, replay its spool, return its leases."""
+        if suspected := pool.suspects():
+            logger.warning("pool %s died with %d MPI functions in its ranks", pool.launch, len(suspected))
+            pilots.suspect(self._store, suspected)  # first: from then on any agent may return its leases
         for doc in pilots.pools(self._store, self._settings.pilot):
             if doc["launch"] == pool.launch:
                 pilots.close_pool(self._store, doc["_id"], PoolState.DEAD, f"its program ended with exit code {code}")

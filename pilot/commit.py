@@ -168,7 +168,8 @@ class Committer:
         for task, held, result in batch:
             try:
                 sources = held.sources if held else {}
-                doc = records.record(task, held.inputs if held else (), sources, result, self._place, self._put)
+                inputs, placement = (held.inputs, held.place) if held else ((), None)
+                doc = records.record(task, inputs, sources, result, self._place, self._put, placement)
             except Exception as exc:  # noqa: BLE001  one poison result must not block those beside it
                 bare = result._replace(outputs=(), log=None)
                 why = f"its record cannot be made: {type(exc).__name__}: {exc}"

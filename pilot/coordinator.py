@@ -12,9 +12,6 @@ import os
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from pilot import lifecycle, placement, records, signing
@@ -23,14 +20,19 @@ from pilot.errors import StoreError, StoreUnavailable
 from pilot.executors.pool import ledger
 from pilot.executors.pool.slots import Slots
 from pilot.executors.run.handle import Finished
+from pilot.executors.run.wire import pack_work, unpack_work
+from pilot.layout import Layout, Seen, layout_of
 from pilot.leasing import Leaser
-from pilot.model import new_token
+from pilot.model import Placement, new_token
 from pilot.prepare import Held, Preparer
-from pilot.states import Outcome, PilotState, PoolState
+from pilot.settings import PoolSettings, Wish, ranks_file, recycle_file
+from pilot.states import Kind, Outcome, PilotState, PoolState
 from pilot.store import pilots, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 from pilot.store.spool import Spool
+from pilot.suspects import Journal
+from pilot.wide import Wide
 
 log = logging.getLogger(__name__)
 
@@ -44,34 +46,10 @@ BORED_S = 0.01
 """Shortest time between two recalls for idle slots."""
 
 
-class Wish(StrEnum):
-    """What the agent asks of a pool, in its control file."""
-
-    WORK = "work"
-    DRAIN = "drain"
-    """Lease nothing more, return what has not begun, finish what runs."""
-    NOW = "now"
-    """The same, but end what runs too: it becomes `lost`, without blame."""
-
-
-@dataclass(frozen=True, slots=True)
-class PoolSettings:
-    """What a coordinator is told by its agent."""
-
-    pilot: str
-    launch: str
-    """Number of this start of the pool; stands in the environment of every process of it."""
-    site: str
-    control: Path
-    spool: Path
-    slot_cores: int
-    end_at: float | None
-    beat_s: float
-    ttl_s: float
-    drain_s: float
-    """How long before `end_at` the pool begins to drain."""
-    stop_s: float
-    """How long before `end_at` what still runs is ended."""
+def seen(slots: Slots) -> dict[int, Seen]:
+    """Return what the slots, which have all said hello, know of where they are."""
+    hellos = {rank: slot.hello for rank, slot in slots.slots.items() if slot.hello is not None}
+    return {rank: Seen(hello.host, hello.node.cpus, hello.node.memory_bytes) for rank, hello in hellos.items()}
 
 
 class Coordinator:
@@ -103,7 +81,12 @@ class Coordinator:
         self._error: BaseException | None = None
         self._recalled = 0.0
         self._asked_back: set[int] = set()
+        self._layout: Layout
+        self._wide: Wide
+        self._journal = Journal(ranks_file(settings.control))
         self.wish = Wish.WORK
+        self.recycle = ""
+        """Why the pool should be started anew by its agent: its ranks are worn out, though nothing else is wrong."""
 
     def run(self, slots: Slots) -> int:
         """Work until drained; return the exit code. A fenced pool goes on under a new token.
@@ -111,23 +94,28 @@ class Coordinator:
         Raises:
             PilotError: the pool cannot go on; the agent replays what it spooled and returns its leases.
         """
-        while True:
-            token = new_token(16)
-            again = self._run_token(slots, token)
-            if not again:
-                return 0
+        self._layout = layout_of(seen(slots), self._settings.slot_cores, self._settings.gpus, self._settings.cpu_order)
+        for rank, cpus in self._layout.cpus.items():
+            slots.bind(rank, cpus)
+        while self._run_token(slots, new_token(16)):
+            pass
+        self._journal.close()
+        if self.recycle:
+            recycle_file(self._settings.control).write_text(self.recycle)
+        return 0
 
     # -- one token ------------------------------------------------------------------------------
 
     def _run_token(self, slots: Slots, token: str) -> bool:
         """Work under one token; return whether to go on under another."""
-        pilots.open_pool(self._store, token, self._settings.pilot, self._pool_document(slots))
+        pilots.open_pool(self._store, token, self._settings.pilot, self._pool_document())
         place = records.Place(token, self._record_fields())
         spool = Spool(self._settings.spool, token)
+        self._wide = Wide(self._layout, self._settings.end_at, self._settings.programs_max)
         leaser = Leaser(
-            self._store, token, self.preparer, pilot=self._settings.pilot,
-            slot_cores=self._settings.slot_cores, end_at=self._settings.end_at, beat_s=self._settings.beat_s,
-            ttl_s=self._settings.ttl_s, wake=slots.wake, failed=self._fail,
+            self._store, token, self.preparer, pilot=self._settings.pilot, layout=self._layout, room=self._wide.room,
+            end_at=self._settings.end_at, beat_s=self._settings.beat_s, ttl_s=self._settings.ttl_s, wake=slots.wake,
+            failed=self._fail,
         )  # fmt: skip
         committer = Committer(self._store, self._signer, place, spool, self._objects.put, leaser.held, self._fail)
         log.info("pool %s: %d slots under token %s", self._settings.launch, len(slots.slots), token)
@@ -148,7 +136,8 @@ class Coordinator:
         if committer.unwritten:
             raise StoreUnavailable(f"{committer.unwritten} results are not in the store: they are spooled as {token!r}")
         tasks.give_back(self._store, token, tasks.held(self._store, token).items())
-        pilots.close_pool(self._store, token, PoolState.ENDED, "drained")
+        reason = f"to be started anew: {self.recycle}" if self.recycle else "drained"
+        pilots.close_pool(self._store, token, PoolState.ENDED, reason)
         if orphaned:
             pilots.end(self._store, self._settings.pilot, PilotState.LOST, "its agent died; its pool has drained")
 
@@ -160,12 +149,11 @@ class Coordinator:
         job = os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID")
         return {**fields, "job": job} if job else fields
 
-    def _pool_document(self, slots: Slots) -> dict[str, Any]:
+    def _pool_document(self) -> dict[str, Any]:
         return {
             "launch": self._settings.launch,
             "host": self._host,
-            "slots": len(slots.slots),
-            "slot_cores": self._settings.slot_cores,
+            **self._layout.document(),
             "end_at": self._settings.end_at,
             "site": self._settings.site,
         }
@@ -191,9 +179,14 @@ class Coordinator:
             if leaser.orphaned.is_set() and self.wish is Wish.WORK:
                 log.error("the agent of pilot %s is gone, or the store for long: draining", self._settings.pilot)
                 self.wish = Wish.DRAIN
-            if self.wish is not Wish.WORK or (slots.slots and not slots.able()):
+            self.recycle = slots.recycle or (self._wide.starved() if self._wide.waiting else "")
+            if self.recycle:
+                log.warning("pool %s will be started anew: %s", self._settings.launch, self.recycle)
+                return
+            if self.wish is not Wish.WORK or (slots.slots and not (slots.able() or self._wide.running)):
                 return
             self._cancel(slots, leaser)
+            self._place(slots, leaser)
             self._feed(slots, leaser, committer)
 
     def _look_at_control(self) -> None:
@@ -213,23 +206,46 @@ class Coordinator:
     def _stats(self, slots: Slots, leaser: Leaser, committer: Committer) -> dict[str, Any]:
         busy = sum(1 for rank in slots.slots if slots.in_hand(rank))
         return {
-            "busy": busy, "in_hand": slots.load(), "waiting": leaser.waiting, "rate": round(self._rate, 1),
-            "done": committer.counts["done"], "not_done": committer.counts["other"],
-            "unwritten": committer.unwritten, "wish": self.wish.value,
+            "busy": busy, "in_hand": slots.load(), "waiting": leaser.waiting + self._wide.waiting,
+            "rate": round(self._rate, 1), "done": committer.counts["done"], "not_done": committer.counts["other"],
+            "unwritten": committer.unwritten, "wish": self.wish.value, **self._wide.stats(time.time()),
         }  # fmt: skip
 
     # -- giving ---------------------------------------------------------------------------------
 
+    def _place(self, slots: Slots, leaser: Leaser) -> None:
+        """Begin what wide tasks have room, and clear the slots that are kept for the next one."""
+        if not leaser.wide and not self._wide.waiting:
+            return
+        self._wide.add([leaser.wide.popleft() for _ in range(len(leaser.wide))])
+        if late := self._wide.late(time.time()):
+            self._give_back(leaser, late)
+        for held, spots in self._wide.start(time.time()):
+            self._begin(slots, held, self._layout.placement(spots))
+        reserved = self._wide.reserved
+        for rank in reserved.slots - self._asked_back if reserved else ():
+            if len(slots.in_hand(rank)) > 1:
+                self._asked_back.add(rank)
+                slots.recall(rank)
+
+    def _begin(self, slots: Slots, held: Held, place: Placement) -> None:
+        """Dispatch a wide task to the slots that were chosen for it, which hold nothing."""
+        work = unpack_work(held.item.frame)._replace(place=place)
+        item = held.item._replace(frame=pack_work(work))
+        self._held[item.key] = held._replace(item=item, place=place)
+        if work.kind is Kind.FUNCTION and work.ranks is not None and not work.isolated:
+            self._journal.began([item.key])
+            slots.begin(item, [rank.slots[0] for rank in place.ranks])
+        else:
+            slots.dispatch(place.ranks[0].slots[0], [item])
+
     def _feed(self, slots: Slots, leaser: Leaser, committer: Committer) -> None:
-        """Give waiting attempts to slots, ask for more, and even out when some slots are idle."""
-        load = {rank: len(slots.in_hand(rank)) for rank in slots.able()}
+        """Give waiting narrow attempts to slots, ask for more, and even out when some slots are idle."""
+        taken = self._wide.taken
+        load = {rank: len(slots.in_hand(rank)) for rank in slots.able() if rank not in taken}
         target = lifecycle.prefetch_target(self._mean_s)
         if leaser.waiting:
-            for rank, count in placement.share(load, target, leaser.waiting).items():
-                given = self._uncancelled(leaser.take(count), leaser)
-                self._held |= {held.item.key: held for held in given}
-                slots.dispatch(rank, [held.item for held in given])
-                load[rank] += len(given)
+            self._share(load, target, slots, leaser)
         elif any(held == 0 for held in load.values()) and time.monotonic() - self._recalled > BORED_S:
             self._recalled = time.monotonic()
             for rank, count in placement.take_back(load).items():
@@ -238,7 +254,29 @@ class Coordinator:
                     slots.recall(rank, count)
         away = committer.away_since is not None or committer.unwritten > UNWRITTEN_MAX
         there = sum(load.values()) + leaser.waiting
-        leaser.want(0 if away else lifecycle.lease_more(lifecycle.lease_target(len(load), self._mean_s), there))
+        want = 0 if away else lifecycle.lease_more(lifecycle.lease_target(len(load), self._mean_s), there)
+        leaser.want(want, not away and self._wide.ask(time.monotonic()))
+
+    def _share(self, load: dict[int, int], target: int, slots: Slots, leaser: Leaser) -> None:
+        """Share what waits among slots; near the pilot's end only what ends in time, and nothing ahead of its turn."""
+        now, end_at = time.time(), self._settings.end_at
+        walltime_s = leaser.next_walltime()
+        if end_at is not None and walltime_s is not None:
+            if not lifecycle.fits_before(walltime_s, now, end_at):
+                self._give_back(leaser, leaser.late(now, end_at))
+            if not lifecycle.fits_before(2 * walltime_s, now, end_at):
+                target = 1
+        open_to = load
+        if self._wide.reserved:
+            open_to = {rank: load[rank] for rank in self._wide.open_to(walltime_s, now, list(load))}
+        for rank, count in placement.share(open_to, target, leaser.waiting).items():
+            given = self._uncancelled(leaser.take(count), leaser)
+            if not given:
+                continue
+            self._held |= {held.item.key: held for held in given}
+            slots.dispatch(rank, [held.item for held in given])
+            load[rank] += len(given)
+            self._wide.busy(rank, None if walltime_s is None else now + walltime_s * load[rank])
 
     def _cancel(self, slots: Slots, leaser: Leaser) -> None:
         """Pass on what should be cancelled; return what waits here."""
@@ -251,7 +289,7 @@ class Coordinator:
                 self._cancelling.add(key)
                 slots.cancel(*key)
         if waiting:
-            self._give_back(leaser, leaser.drop(waiting))
+            self._give_back(leaser, [*leaser.drop(waiting), *self._wide.drop(waiting)])
 
     # -- taking ---------------------------------------------------------------------------------
 
@@ -269,12 +307,22 @@ class Coordinator:
             elif isinstance(event, ledger.Lost):
                 log.error("slot %d is lost: %s", event.slot, event.reason)
                 self._asked_back.discard(event.slot)
+                self._wide.lose(event.slot)
                 lost = [self._held.pop(key) for key in event.keys]
+                self._ended_wide([h.item.key for h in lost], 0.0)
                 committer.put(
                     Ended(h.task, h, records.lost_result(h.task, event.reason, self._host, now)) for h in lost
                 )
+            elif isinstance(event, ledger.Quarantined):
+                log.error("slots %s are out of use: %s", event.slots, event.reason)
+                for slot in event.slots:
+                    self._wide.lose(slot)
+            elif isinstance(event, ledger.Joined):
+                self._wide.regain(event.slot)
             elif isinstance(event, ledger.Failing):
                 log.error("slot %d cannot start its child: %s", event.slot, event.reason)
+            if isinstance(event, ledger.Finished | ledger.Returned) and not slots.in_hand(event.slot):
+                self._wide.idle(event.slot)
 
     def _ended(self, results: Sequence[Finished], leaser: Leaser, committer: Committer) -> None:
         ended = []
@@ -285,14 +333,27 @@ class Coordinator:
                 result = result._replace(outcome=Outcome.LOST)  # we ended it, nobody asked to cancel it
             self._cancelling.discard(finished.key)
             wall_s = result.usage.wall_s
-            self._mean_s = wall_s if self._mean_s is None else self._mean_s + 0.05 * (wall_s - self._mean_s)
+            if held.place is not None:
+                self._ended_wide([finished.key], wall_s)
+            else:
+                self._mean_s = wall_s if self._mean_s is None else self._mean_s + 0.05 * (wall_s - self._mean_s)
             ended.append(Ended(held.task, held, result))
         self._finished += len(ended)
         committer.put(ended)
 
     def _returned(self, keys: Sequence[Key], leaser: Leaser) -> None:
         """Take attempts back that have not begun, for another slot."""
-        leaser.put_first(self._uncancelled([self._held.pop(key) for key in keys], leaser))
+        wide = {key for key in keys if self._ended_wide([key], 0.0)}
+        back = self._uncancelled([self._held.pop(key) for key in keys], leaser)
+        self._wide.add([held._replace(place=None) for held in back if held.item.key in wide])
+        leaser.put_first([held for held in back if held.item.key not in wide])
+
+    def _ended_wide(self, keys: Sequence[Key], wall_s: float) -> bool:
+        """Free the slots that wide tasks had; False if they were none."""
+        ours = [key for key in keys if self._wide.ended(key, wall_s)]
+        if ours:
+            self._journal.ended(ours)
+        return bool(ours)
 
     def _uncancelled(self, waiting: list[Held], leaser: Leaser) -> list[Held]:
         """Return to the store those that should be cancelled, which makes them so; keep the others."""
@@ -318,14 +379,14 @@ class Coordinator:
         leaser.want(0)
         if self.wish is not Wish.WORK:
             slots.announce_end()
-        self._give_back(leaser, leaser.drop_waiting())
+        self._give_back(leaser, [*leaser.drop_waiting(), *self._wide.drop_waiting()])
         for rank in slots.able():
             slots.recall(rank)
         killed = False
         while slots.load() and self._error is None:
             self._take(slots.poll(TICK_S), slots, leaser, committer)
             leaser.ticked = time.monotonic()
-            self._give_back(leaser, leaser.drop_waiting())
+            self._give_back(leaser, [*leaser.drop_waiting(), *self._wide.drop_waiting()])
             self._cancel(slots, leaser)
             self._look_at_control()
             if (self.wish is Wish.NOW or fenced) and not killed:

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pilot import lifecycle, placement
+from pilot import lifecycle
+from pilot.layout import Layout
 from pilot.model import LOST_BUDGET, Resources
 from pilot.states import ENDED, State
 
@@ -34,6 +35,8 @@ class Pilot:
     left_s: float | None = None
     """Until it ends; None: it has no end."""
     draining: bool = False
+    layouts: Sequence[Layout] = ()
+    """Of its live pools."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +162,29 @@ def _leased(facts: Facts) -> list[str]:
         )
     else:
         where = f"pool {task['lease']} of pilot {pool['pilot']} on host {pool.get('host', '?')}"
-        lines.append(f"it is held by {where} since {_span(facts.age_s)}: it runs, or is next on one of its slots")
+        held = f"it is held by {where} since {_span(facts.age_s)}"
+        parked: Sequence[str] = pool.get("parked", ())
+        if task["_id"] in parked:
+            lines.append(f"{held}, and waits there for room: {_for_room(task, pool, parked.index(task['_id']))}")
+        else:
+            lines.append(f"{held}: it runs, or is next on one of its slots")
         lines += [_stale(p) for p in facts.pilots if p.id == pool["pilot"] and p.heartbeat_s > HEARTBEAT_OLD_S]
     if task.get("cancel"):
         lines.append("somebody has asked to cancel it; its pool stops it within seconds")
     return lines
+
+
+def _for_room(task: Document, pool: Document, before: int) -> str:
+    """Say what a wide task that is leased waits for."""
+    words = f"it asks for {asked(Resources.from_key(task['class']))}, and {pool.get('busy', 0)} of "
+    words += f"{pool.get('slots', 0)} slots are busy"
+    kept = pool.get("kept")
+    if kept and kept["class"] == task["class"] and not before:
+        at = "" if kept["in_s"] is None else f", all free in {_span(kept['in_s'])} at the latest"
+        return f"{words}; {kept['slots']} slots are kept free for it{at}"
+    if kept:
+        return f"{words}; {kept['slots']} slots are kept free for a task of class {kept['class']}, which comes first"
+    return f"{words}; {before} wide tasks of that pool come before it" if before else f"{words}; it is the next"
 
 
 def _failed(facts: Facts) -> list[str]:
@@ -204,8 +225,10 @@ def _history(facts: Facts) -> list[str]:
 
 def refusal(needs: Resources, pilot: Pilot) -> str:
     """Return why a pilot takes no task with these needs; empty if it does."""
-    if not placement.fits(needs, pilot.slot_cores):
-        return f"{needs.cores} cores are needed, the slots there have {pilot.slot_cores}"
+    layouts = pilot.layouts or [Layout.from_document({"slots": pilot.slots, "slot_cores": pilot.slot_cores})]
+    lacks = [layout.why_never(needs.key) for layout in layouts]
+    if all(lacks):
+        return lacks[0]
     if pilot.draining:
         return "the pilot is ending and takes nothing new"
     if not lifecycle.fits_before(needs.walltime_s, 0.0, pilot.left_s):
@@ -213,6 +236,22 @@ def refusal(needs: Resources, pilot: Pilot) -> str:
             f"a walltime of {_span(needs.walltime_s or 0.0)} is needed, the pilot ends in {_span(pilot.left_s or 0.0)}"
         )
     return ""
+
+
+def asked(needs: Resources) -> str:
+    """Return what a task asks for in words, its walltime left out."""
+    each = f"{needs.cores} core{'s' if needs.cores > 1 else ''}"
+    parts = [each if needs.ranks is None else f"{needs.ranks} rank{'s' if needs.ranks > 1 else ''} of {each}"]
+    parts += [f"{needs.gpus:g} GPU each" if needs.ranks else f"{needs.gpus:g} GPU"] if needs.gpus else []
+    parts += (
+        [f"{needs.memory_bytes / (1 << 20):,.0f} MiB{' each' if needs.ranks else ''}"] if needs.memory_bytes else []
+    )
+    parts += [f"{needs.ranks_per_node} ranks per node"] if needs.ranks_per_node else []
+    parts += [f"{needs.nodes} whole node{'s' if needs.nodes > 1 else ''}"] if needs.nodes else []
+    parts += (
+        [{"near": "on one node", "contiguous": "on nodes next to each other"}[needs.layout]] if needs.layout else []
+    )
+    return ", ".join(parts)
 
 
 def held_up(classes: Mapping[str, int], fleet: Sequence[Pilot]) -> list[str]:
@@ -237,6 +276,8 @@ def held_up(classes: Mapping[str, int], fleet: Sequence[Pilot]) -> list[str]:
 
 def _up_for(needs: Resources) -> str:
     words = ["pilot up"]
+    if needs.size > 1:
+        words.append(f"--slots {needs.size}")
     if needs.cores > 1:
         words.append(f"--cores-per-slot {needs.cores}")
     if needs.walltime_s is not None:

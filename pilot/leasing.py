@@ -15,8 +15,9 @@ from collections.abc import Callable, Container, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from pilot import lifecycle, placement
+from pilot import lifecycle
 from pilot.errors import Fenced, InvalidInput, StoreError
+from pilot.layout import Layout
 from pilot.model import BUCKETS, Resources, bucket_of
 from pilot.prepare import Held, Preparer, Refused
 from pilot.store import events, pilots, tasks
@@ -45,7 +46,8 @@ class Leaser:
         token: the lease token; its pool document exists.
         preparer: verifies and completes what was leased.
         pilot: whose agent must go on heartbeating.
-        slot_cores: cores of one slot.
+        layout: of the pool.
+        room: says how many more tasks of a wide class could be used now; called from a thread.
         end_at: when the pilot ends (seconds since the epoch), or None.
         beat_s: heartbeat period.
         ttl_s: a heartbeat unchanged for so long means death.
@@ -60,7 +62,8 @@ class Leaser:
         preparer: Preparer,
         *,
         pilot: str,
-        slot_cores: int,
+        layout: Layout,
+        room: Callable[[str], int],
         end_at: float | None,
         beat_s: float,
         ttl_s: float,
@@ -70,7 +73,8 @@ class Leaser:
         self._store = store
         self.token = token
         self._preparer = preparer
-        self._slot_cores = slot_cores
+        self._layout = layout
+        self._room = room
         self._end_at = end_at
         self._beat_s = beat_s
         self._pilot = pilot
@@ -78,6 +82,8 @@ class Leaser:
         self._wake_main = wake
         self._failed = failed
         self._ready: deque[Held] = deque()
+        self.wide: deque[Held] = deque()
+        """Leased wide tasks, for the main loop to take over."""
         self.refused: deque[Refused] = deque()
         self.cancelled: deque[Key] = deque()
         self.held: set[Key] = set()
@@ -92,6 +98,7 @@ class Leaser:
         self.store_seen = time.monotonic()
         self._bucket = bucket_of(token)
         self._wanted = 0
+        self._wide_wanted = False
         self._dry = False
         self._hinted = False
         self._changed = threading.Condition()
@@ -117,12 +124,13 @@ class Leaser:
 
     # -- for the main loop ----------------------------------------------------------------------
 
-    def want(self, count: int) -> None:
-        """Say how many attempts more could be used now; 0: none."""
-        if count != self._wanted:
+    def want(self, count: int, wide: bool = False) -> None:
+        """Say how many narrow attempts more could be used now (0: none), and whether to ask `room` about wide ones."""
+        if count != self._wanted or wide:
             with self._changed:
                 self._wanted = count
-                if count and not self._dry:
+                self._wide_wanted |= wide
+                if wide or (count and not self._dry):
                     self._changed.notify()
 
     def _hint(self) -> None:
@@ -149,9 +157,19 @@ class Leaser:
         self.put_first([held for held in waiting if held.item.key not in keys])
         return [held.item.key for held in waiting if held.item.key in keys]
 
+    def late(self, now: float, end_at: float) -> list[Key]:
+        """Take out those that wait for a slot and would not end before `end_at`, to be returned."""
+        keys = {held.item.key for held in self._ready if not lifecycle.fits_before(held.item.walltime_s, now, end_at)}
+        return self.drop(keys)
+
     def drop_waiting(self) -> list[Key]:
         """Take out everything that waits for a slot, to be returned."""
-        return [(held.item.task, held.item.attempt) for held in self.take(len(self._ready))]
+        wide = [self.wide.popleft() for _ in range(len(self.wide))]
+        return [held.item.key for held in [*self.take(len(self._ready)), *wide]]
+
+    def next_walltime(self) -> float | None:
+        """Return the walltime of the attempt that `take` gives next; None if it has none, or nothing waits."""
+        return self._ready[0].item.walltime_s if self._ready else None
 
     # -- threads --------------------------------------------------------------------------------
 
@@ -169,48 +187,60 @@ class Leaser:
         classes: list[str] = []
         listed = 0.0
         while not self._closing.is_set() and not self.fenced.is_set():
-            wanted = self._await_wish()
-            if not wanted:
+            wanted, wide_wanted, hinted = self._await_wish()
+            if not wanted and not wide_wanted:
                 continue
             try:
-                if not classes or time.monotonic() - listed > CLASSES_S:
+                if hinted or time.monotonic() - listed > CLASSES_S:
                     classes = self._classes()
                     listed = time.monotonic()
-                got = self._lease(classes, wanted) if classes else 0
+                wide = [name for name in classes if self._is_wide(name)]
+                narrow = [name for name in classes if name not in wide]
+                got = self._lease(narrow, wanted) if narrow and wanted else 0
+                for name in wide if wide_wanted else ():
+                    if room := self._room(name):
+                        self._lease([name], room)
             except StoreError as exc:
                 log.warning("cannot lease: %s", exc)
                 self._closing.wait(1.0)
                 continue
             with self._changed:
-                self._dry = not got
+                self._dry = bool(wanted) and not got
                 if got:
                     self._wanted = 0  # the main loop has not seen them yet: it says anew what it wants
             if got < wanted // 2:
-                classes = []
+                listed = 0.0  # what was ready is not any more, or of another class
 
-    def _await_wish(self) -> int:
-        """Wait until work is wanted and there may be some, `IDLE_S` at most; return how much is wanted."""
+    def _await_wish(self) -> tuple[int, bool, bool]:
+        """Wait until work is wanted and there may be some, `IDLE_S` at most.
+
+        Returns:
+            how many narrow attempts are wanted, whether wide ones are, and whether somebody said that there is work.
+        """
         with self._changed:
-            if not self._wanted or (self._dry and not self._hinted):
+            if not (self._hinted or self._wide_wanted or (self._wanted and not self._dry)):
                 self._changed.wait(IDLE_S)
-            self._hinted = False
-            return self._wanted
+            hinted, wide = self._hinted, self._wide_wanted or self._hinted
+            self._hinted = self._wide_wanted = False
+            return self._wanted, wide, hinted
+
+    def _is_wide(self, name: str) -> bool:
+        try:
+            return self._layout.shape(name).wide
+        except InvalidInput:  # somebody has edited a task: it is leased, and refused for its signature
+            return False
 
     def _classes(self) -> list[str]:
-        """Return the ready classes that one slot can run before the pilot ends."""
+        """Return the ready classes that this pool can run before the pilot ends."""
         now = time.time()
-        fitting = []
-        for name in tasks.ready_classes(self._store):
-            try:
-                resources = Resources.from_key(name)
-            except InvalidInput:  # somebody has edited a task: it is leased, and refused for its signature
-                fitting.append(name)
-                continue
-            if placement.fits(resources, self._slot_cores) and lifecycle.fits_before(
-                resources.walltime_s, now, self._end_at
-            ):
-                fitting.append(name)
-        return fitting
+        return [name for name in tasks.ready_classes(self._store) if self._fits(name, now)]
+
+    def _fits(self, name: str, now: float) -> bool:
+        try:
+            walltime_s = Resources.from_key(name).walltime_s
+            return not self._layout.why_never(name) and lifecycle.fits_before(walltime_s, now, self._end_at)
+        except InvalidInput:  # as above
+            return True
 
     def _lease(self, classes: Sequence[str], wanted: int) -> int:
         self._lease_calls += 1
@@ -224,7 +254,7 @@ class Leaser:
             return 0
         self._bucket = docs[-1]["bucket"]
         held, refused = self._prepare(docs)
-        self._ready.extend(held)
+        (self.wide if self._is_wide(classes[0]) else self._ready).extend(held)
         self.refused.extend(refused)
         self._wake_main()
         return len(docs)

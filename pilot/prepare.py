@@ -14,7 +14,7 @@ from pilot import records, signing
 from pilot.errors import DecodingError, ObjectMissing, PilotError, PythonMismatch, SignatureError
 from pilot.executors.run.handle import Item
 from pilot.executors.run.wire import pack_work
-from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Resources, Work, official_record
+from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Placement, Resources, Work, official_record
 from pilot.states import Kind, State
 from pilot.store import provenance, tasks
 from pilot.store.mongo import Store
@@ -34,6 +34,8 @@ class Held(NamedTuple):
     item: Item
     inputs: tuple[Input, ...]
     sources: records.Sources
+    place: Placement | None = None
+    """Of a wide task that was dispatched."""
 
 
 class Refused(NamedTuple):
@@ -143,7 +145,7 @@ class Preparer:
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
             tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
-            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, bool(doc.get("strikes")),
+            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, "suspect" in doc,
         )  # fmt: skip
         fresh = doc.get("fresh", False)
         item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))

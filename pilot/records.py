@@ -20,6 +20,8 @@ from pilot.model import (
     Failure,
     Input,
     Link,
+    Placement,
+    RankPlace,
     Result,
     Usage,
     record_id,
@@ -220,6 +222,7 @@ def record(
     result: Result,
     place: Place,
     put: Put,
+    placement: Placement | None = None,
 ) -> Document:
     """Return the record of one attempt, not yet signed.
 
@@ -230,6 +233,7 @@ def record(
         result: how the attempt ended.
         place: pool and pilot.
         put: writes objects that do not fit the document.
+        placement: of a wide task.
     """
     doc = _head(task, result.attempt, result.outcome, place)
     doc["inputs"] = _fit(_inputs(inputs, sources), put)
@@ -244,7 +248,20 @@ def record(
     doc["time"] |= {"started": _utc(result.started), "finished": _utc(result.finished)}
     if result.log is not None:
         doc["output_log"] = result.log._asdict()
+    if placement is not None:
+        ranks = [_rank_fields(rank) for rank in placement.ranks]
+        doc["placement"] = pack(ranks, put, _ENTRY_BYTES * len(ranks))
     return doc
+
+
+def _rank_fields(rank: RankPlace) -> Document:
+    """Return where one rank ran; empty lists are left out."""
+    fields: Document = {"host": rank.host, "slots": list(rank.slots)}
+    if rank.cpus:
+        fields["cpus"] = list(rank.cpus)
+    if rank.gpus:
+        fields["gpus"] = list(rank.gpus)
+    return fields
 
 
 def _head(task: Mapping[str, Any], attempt: int, outcome: Outcome, place: Place) -> Document:

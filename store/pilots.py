@@ -164,6 +164,14 @@ def dead_tokens(store: Store) -> list[str]:
     return [token for token in leased if token not in live]
 
 
+@translating("note suspects")
+def suspect(store: Store, keys: Iterable[tuple[str, int]]) -> None:
+    """Note that these attempts ran in the ranks of a pool that died; their next ones run alone. Repeatable."""
+    for task, attempt in keys:
+        query = {"_id": task, "attempt": attempt, "state": State.LEASED.value}
+        store.tasks.update_one(query, {"$set": {"suspect": attempt}})
+
+
 @translating("reap abandoned leases")
 def reap(store: Store, token: str, lost_record: Callable[[Document], RawBSONDocument]) -> int:
     """End every attempt leased under a dead pool's token as `lost`, or as its record says; return how many.

@@ -9,6 +9,7 @@ from typing import Any
 
 from pilot.cli import queries, text
 from pilot.explain import NAMED, Attempt, Facts, Other, Pilot
+from pilot.layout import Layout
 from pilot.model import record_id
 from pilot.states import ENDED, Kind, State
 from pilot.store import pilots, provenance, tasks
@@ -68,6 +69,7 @@ def up(store: Store, now: datetime) -> list[Pilot]:
                 sum(p.get("busy", 0) for p in mine),
                 max(0.0, (now - (doc.get("seen") or doc["started"])).total_seconds()), left_s,
                 bool(doc.get("drain")) or doc["state"] == "draining",
+                [Layout.from_document(pool) for pool in mine if pool.get("slots")],
             )
         )  # fmt: skip
     return found

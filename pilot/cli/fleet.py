@@ -156,7 +156,7 @@ def kill(store: Store, view: View) -> bool:
 
 
 def _ask(folder: str, launch: str, wish: str) -> None:
-    """Write a pool's control file; see `agent.PoolProcess.ask`."""
+    """Write a pool's control file; see `PoolProcess.ask`."""
     number = launch.rpartition(".")[2]
     partial = os.path.join(folder, f"pool-{number}.partial")
     with open(partial, "w", encoding="ascii") as file:

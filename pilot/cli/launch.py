@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pilot import signing
-from pilot.agent import PilotSettings, new_pilot_id
+from pilot.agent import new_pilot_id
 from pilot.config import ProjectConfig, load_site
 from pilot.errors import InvalidInput, PilotDied
 from pilot.executors.batch import local
 from pilot.executors.run.orphans import kill_orphans
+from pilot.settings import PilotSettings
 from pilot.store import pilots
 from pilot.store.mongo import Store
 

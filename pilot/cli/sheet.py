@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pilot import explain
 from pilot.cli import text
 from pilot.cli.common import Rows, console, escaped, now
 from pilot.model import Resources, official_record
@@ -97,8 +98,7 @@ def _command(command: Document) -> str:
 
 def _needs(task: Document) -> str:
     needs = Resources.from_key(task["class"])
-    parts = [text.count(needs.cores, "core")]
-    parts += [text.size(needs.memory_bytes)] if needs.memory_bytes else []
+    parts = [explain.asked(needs)]
     parts += [f"walltime {text.span(needs.walltime_s)}"] if needs.walltime_s else []
     parts += [f"{task['tried']} of {task['retries'] + 1} tries spent"] if task.get("retries") else []
     parts += [f"priority {-task['priority']}"] if task.get("priority") else []
@@ -134,6 +134,12 @@ def _signature(problem: str) -> str:
 def _place(record: Document) -> str:
     rank = f", rank {record['rank']}" if record.get("rank", -1) >= 0 else ""
     host = f"{record['host']}{rank}" if record.get("host") else "unknown host"
+    placement = record.get("placement")
+    if isinstance(placement, list):
+        hosts = list(dict.fromkeys(place["host"] for place in placement))
+        cpus = sum(len(place.get("cpus", ())) for place in placement)
+        bound = f" on {text.count(cpus, 'CPU')}" if cpus else ""
+        host = f"{text.count(len(placement), 'rank')}{bound} of {', '.join(hosts[:4])}{' …' if len(hosts) > 4 else ''}"
     pilot = f", pilot {record['pilot']} on {record.get('site', '?')}" if record.get("pilot") else ""
     job = f", batch job {record['job']}" if record.get("job") else ""
     return host + pilot + job

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import click
 
@@ -26,8 +27,14 @@ def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 @click.command(cls=Command, context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("--cores", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="CPU cores it uses.")
-@click.option("--memory", callback=size, metavar="SIZE", help='Limit of its memory: "512M", "2G".')
+@click.option("--cores", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="CPU cores per rank.")
+@click.option("--memory", callback=size, metavar="SIZE", help='Limit of the memory of each rank: "512M", "2G".')
+@click.option("--ranks", type=click.IntRange(1), metavar="N", help="Start it with MPI on so many ranks.")
+@click.option("--ranks-per-node", type=click.IntRange(1), metavar="N", help="So many ranks on each node.")
+@click.option("--gpus", type=float, default=0, metavar="N", help="GPUs per rank; 0.5 shares one.")
+@click.option("--nodes", type=click.IntRange(1), metavar="N", help="So many whole nodes.")
+@click.option("--near", is_flag=True, help="All ranks on one node.")
+@click.option("--contiguous", is_flag=True, help="On nodes next to each other.")
 @click.option("--walltime", callback=duration, metavar="T", help='It is killed after so long: "90s", "5m", "2h".')
 @click.option("--retries", type=click.IntRange(0), default=0, metavar="N", help="Run it again so often if it fails.")
 @click.option(
@@ -43,9 +50,8 @@ def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.argument("argv", nargs=-1, required=True, metavar="-- CMD [ARG]...")
 @click.pass_context
 def submit(
-    ctx: click.Context, cores: int, memory: int | None, walltime: float | None, retries: int, priority: int,
-    tags: tuple[str, ...], name: str | None, env: dict[str, str], cwd: str | None, shell: bool, wait_: bool,
-    as_json: bool, argv: tuple[str, ...],
+    ctx: click.Context, env: dict[str, str], cwd: str | None, shell: bool, wait_: bool, as_json: bool,
+    argv: tuple[str, ...], tags: tuple[str, ...], **options: Any,
 ) -> int:  # fmt: skip
     """Submit a command as a task and print the task's id.
 
@@ -55,10 +61,8 @@ def submit(
         raise click.UsageError("--shell takes the command as one word; put it in quotes", ctx)
     here = os.path.abspath(cwd or ".")
     try:
-        task = command(
-            " ".join(argv) if shell else list(argv), shell=shell, env=env, cwd=here, cores=cores, memory=memory,
-            walltime=walltime, retries=retries, priority=priority, tags=list(tags), name=name,
-        )  # fmt: skip
+        line = " ".join(argv) if shell else list(argv)
+        task = command(line, shell=shell, env=env, cwd=here, tags=list(tags), **options)
     except InvalidInput as exc:
         raise click.UsageError(str(exc), ctx) from exc
     with open_project() as project:

@@ -1,0 +1,95 @@
+"""One start of a pool's MPI program, as its agent holds it: the launcher, the log, the control file, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from pilot import suspects
+from pilot.errors import LauncherNotFound
+from pilot.executors.run.scrub import scrubbed
+from pilot.settings import PilotSettings, ranks_file, recycle_file
+
+logger = logging.getLogger(__name__)
+
+
+class PoolProcess:
+    """One start of the pool's MPI program: launcher, log, control file."""
+
+    def __init__(self, settings: PilotSettings, folder: Path, number: int) -> None:
+        self.launch = f"{settings.pilot}.{number}"
+        self.control = folder / f"pool-{number}.control"
+        self.log = folder / f"pool-{number}.log"
+        self._config = folder / f"pool-{number}.json"
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the program in a session of its own.
+
+        Raises:
+            LauncherNotFound: the site's launcher is not there.
+        """
+        s = self._settings
+        self._config.write_text(
+            json.dumps({"settings": asdict(s), "launch": self.launch, "control": str(self.control)}) + "\n"
+        )
+        program = [part.format(ranks=s.slots + 1) for part in s.launcher]
+        here = Path(sys.executable).parent / program[0]
+        found = str(here) if here.is_file() else shutil.which(program[0])
+        if found is None:
+            raise LauncherNotFound(
+                f"cannot start a pool: launcher {program[0]!r} of site {s.site!r} is neither beside "
+                f"{sys.executable!r} nor on the PATH; install an MPI, e.g. pip install 'hpc-pilot[mpich]'"
+            )
+        argv = [found, *program[1:], sys.executable, "-P", "-m", "pilot.pool_main", str(self._config)]
+        env = {**scrubbed(os.environ), "PILOT_POOL": self.launch}
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
+            )
+        logger.info("pool %s: started as process %d", self.launch, self._process.pid)
+
+    def poll(self) -> int | None:
+        """Return the launcher's exit code, or None while it runs."""
+        return None if self._process is None else self._process.poll()
+
+    def ask(self, wish: str) -> None:
+        """Tell the coordinator what to do, through its control file: signals would kill the program."""
+        partial = self.control.with_suffix(".partial")
+        partial.write_text(wish)
+        partial.rename(self.control)
+
+    def kill(self) -> None:
+        """End the launcher's process group at once."""
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(10.0)
+
+    def last_words(self) -> str:
+        """Return the end of the pool's log, for messages."""
+        try:
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-15:])
+
+    def suspects(self) -> set[suspects.Key]:
+        """Return the MPI functions that ran in the ranks of this pool, now dead: one of them may have killed it."""
+        return suspects.read(ranks_file(self.control))
+
+    def worn(self) -> str:
+        """Return why the pool, which has ended, wanted to be started anew; "" if it did not."""
+        try:
+            return recycle_file(self.control).read_text().strip()
+        except OSError:
+            return ""

@@ -1,0 +1,96 @@
+"""What an agent is told by whoever starts it, what it tells its pool, and the files by which the two speak.
+
+Files in the pilot's folder, which both see: neither needs the store or a signal for it. The control file goes
+from agent to pool; which MPI functions run in the ranks, and whether the pool wants to be started anew, go back.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pilot.layout import NO_GPUS, Gpus
+
+
+@dataclass(frozen=True, slots=True)
+class PilotSettings:
+    """What a pilot is told by whoever starts it; a JSON file in its folder."""
+
+    root: str
+    pilot: str
+    site: str
+    launcher: tuple[str, ...]
+    slots: int
+    slot_cores: int
+    end_at: float | None = None
+    """When the pilot must be over (seconds since the epoch)."""
+    beat_s: float = 2.0
+    ttl_s: float = 30.0
+    """A heartbeat unchanged for so long means death."""
+    drain_s: float = 30.0
+    """How long before `end_at` nothing more is begun."""
+    stop_s: float = 10.0
+    """How long before `end_at` what still runs is ended."""
+    idle_s: float | None = None
+    """End after so long without work; None: stay."""
+    restarts_s: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
+    """Delays before starts of a pool that died; one more death in a row ends the pilot."""
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> PilotSettings:
+        """Read what `write` wrote."""
+        data: dict[str, Any] = json.loads(path.read_text())
+        return cls(**{**data, "launcher": tuple(data["launcher"]), "restarts_s": tuple(data["restarts_s"])})
+
+
+class Wish(StrEnum):
+    """What the agent asks of a pool, in its control file."""
+
+    WORK = "work"
+    DRAIN = "drain"
+    """Lease nothing more, return what has not begun, finish what runs."""
+    NOW = "now"
+    """The same, but end what runs too: it becomes `lost`, without blame."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """What a coordinator is told by its agent."""
+
+    pilot: str
+    launch: str
+    """Number of this start of the pool; stands in the environment of every process of it."""
+    site: str
+    control: Path
+    spool: Path
+    slot_cores: int
+    end_at: float | None
+    beat_s: float
+    ttl_s: float
+    drain_s: float
+    """How long before `end_at` the pool begins to drain."""
+    stop_s: float
+    """How long before `end_at` what still runs is ended."""
+    gpus: Gpus = NO_GPUS
+    """Of each node."""
+    cpu_order: tuple[int, ...] = ()
+    """See `layout_of`."""
+    programs_max: int | None = None
+    """How many MPI programs this pool may run at a time; None: as many as there is room for."""
+
+
+def ranks_file(control: Path) -> Path:
+    """Return where a pool notes which MPI functions run in its ranks, given its control file; see `suspects`."""
+    return control.with_suffix(".ranks")
+
+
+def recycle_file(control: Path) -> Path:
+    """Return where a pool says that it should be started anew, given its control file."""
+    return control.with_suffix(".recycle")

@@ -1,0 +1,264 @@
+"""The wide tasks of one pool: those that are leased and wait for room, those that run, the slots kept for the next.
+
+Wide is whatever takes more than one slot, GPUs, whole nodes, or MPI. Who gets which slots is decided by
+`placement.Planner`; this keeps its books up to date and remembers what it decided. No store, no MPI, no clock.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Container, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pilot import lifecycle
+from pilot.board import Board, Spot
+from pilot.layout import Layout
+from pilot.placement import Planner, Reservation, Waiting
+from pilot.prepare import Held
+from pilot.states import Kind
+
+Key = tuple[str, int]
+
+
+HUNGRY_S = 1.0
+"""How often to look for wide tasks while nothing has changed here."""
+
+
+PARKED_MAX = 100
+"""How many of the tasks that wait for room are named in the heartbeat."""
+
+
+class Started(NamedTuple):
+    """A task that is to begin now, and where."""
+
+    held: Held
+    spots: tuple[Spot, ...]
+
+
+class _Running(NamedTuple):
+    spots: tuple[Spot, ...]
+    line: _Line
+
+
+class _Line(NamedTuple):
+    """Who queues together: one class, one priority; programs apart, as a launcher may limit their number."""
+
+    priority: int
+    key: str
+    program: bool
+
+    @property
+    def name(self) -> str:
+        return f"{self.key} {self.program}"
+
+
+class Wide:
+    """Books of the wide tasks.
+
+    Args:
+        layout: of the pool.
+        end_at: when the pilot ends (seconds since the epoch), or None.
+        programs_max: how many MPI programs may run at a time; None: as many as there is room for.
+    """
+
+    def __init__(self, layout: Layout, end_at: float | None = None, programs_max: int | None = None) -> None:
+        self._layout = layout
+        self._planner = Planner(Board(layout.nodes))
+        self._end_at = end_at
+        self._programs_max = programs_max
+        self._lines: dict[_Line, deque[Held]] = {}
+        self._running: dict[Key, _Running] = {}
+        self._programs = 0
+        self._held: Counter[str] = Counter()
+        """Of each class, how many wait or run."""
+        self._mean_s: dict[str, float] = {}
+        self._removed: set[int] = set()
+        self._changed = False
+        self._asked = -HUNGRY_S
+        self.hungry = True
+        """Whether there may be room for more since the last lease."""
+        self.taken: set[int] = set()
+        """Slots of wide tasks that run."""
+        self.reserved: Reservation | None = None
+        """Slots kept for the next wide task; narrow work stays off them unless it ends in time."""
+
+    # -- leasing --------------------------------------------------------------------------------
+
+    def ask(self, now: float) -> bool:
+        """Return whether to look for more work to lease: when room has come, and now and then for unseen classes."""
+        if not self.hungry and now - self._asked < HUNGRY_S:
+            return False
+        self.hungry, self._asked = False, now
+        return True
+
+    def room(self, key: str) -> int:
+        """Return how many more tasks of a class to lease now. Any thread may ask."""
+        concurrency = self._layout.concurrency(self._layout.shape(key))
+        target = lifecycle.lease_target(concurrency, self._mean_s.get(key))
+        return lifecycle.lease_more(target, self._held[key])
+
+    def add(self, held: Iterable[Held]) -> None:
+        """Take leased tasks that wait for room."""
+        for one in held:
+            self._line_of(one).append(one)
+            self._held[one.task["class"]] += 1
+            self._changed = True
+
+    def drop(self, keys: Container[Key]) -> list[Key]:
+        """Take out those of `keys` that have not begun."""
+        dropped = []
+        for line, waiting in self._lines.items():
+            gone = [one.item.key for one in waiting if one.item.key in keys]
+            if gone:
+                self._lines[line] = deque(one for one in waiting if one.item.key not in keys)
+                self._held[line.key] -= len(gone)
+                dropped += gone
+        if dropped:
+            self._changed = self.hungry = True
+        return dropped
+
+    def drop_waiting(self) -> list[Key]:
+        """Take out all that have not begun."""
+        return self.drop({one.item.key for waiting in self._lines.values() for one in waiting})
+
+    def stats(self, now: float) -> dict[str, Any]:
+        """Return what the pool's heartbeat tells of those that wait, for `pilot explain`."""
+        lines = sorted(self._lines, key=lambda line: line.priority)
+        parked = [held.item.task for line in lines for held in self._lines[line]]
+        found: dict[str, Any] = {"parked": parked[:PARKED_MAX], "kept": None}
+        if self.reserved is not None:
+            at = self.reserved.at
+            key, _, _ = self.reserved.key.partition(" ")
+            in_s = None if at is None else round(at - now, 1)
+            found["kept"] = {"class": key, "slots": len(self.reserved.slots), "in_s": in_s}
+        return found
+
+    @property
+    def waiting(self) -> int:
+        """How many are leased and have not begun."""
+        return sum(map(len, self._lines.values()))
+
+    @property
+    def running(self) -> int:
+        """How many run."""
+        return len(self._running)
+
+    # -- placing --------------------------------------------------------------------------------
+
+    def start(self, now: float) -> list[Started]:
+        """Decide what begins now, and which slots are kept for what cannot yet; the decisions count as carried out.
+
+        Args:
+            now: seconds since the epoch, as everywhere here.
+        """
+        if not self._changed:
+            return []
+        self._changed = False
+        self._lines = {line: waiting for line, waiting in self._lines.items() if waiting}
+        lines = {(line.name, line.priority): line for line in self._lines}
+        waiting = [self._waiting(line) for line in self._lines]
+        plan = self._planner.plan([one for one in waiting if one.count], now)
+        self.reserved = plan.reserved
+        started = []
+        for start in plan.starts:
+            line = lines[start.key, start.priority]
+            held = self._lines[line].popleft()
+            self._begin(held, line, start.spots, now)
+            started.append(Started(held, start.spots))
+        return started
+
+    def late(self, now: float) -> list[Key]:
+        """Take out what would not end before its pilot does, if it began now."""
+        if self._end_at is None or not self._lines:
+            return []
+        return self.drop(
+            {
+                one.item.key
+                for waiting in self._lines.values()
+                for one in waiting
+                if not lifecycle.fits_before(one.item.walltime_s, now, self._end_at)
+            }
+        )
+
+    def ended(self, key: Key, wall_s: float) -> bool:
+        """Free the slots of a task that has ended or was not begun; False if it was none of ours."""
+        running = self._running.pop(key, None)
+        if running is None:
+            return False
+        line = running.line
+        self._planner.end(running.spots)
+        self._held[line.key] -= 1
+        self._programs -= line.program
+        mean = self._mean_s.get(line.key)
+        self._mean_s[line.key] = wall_s if mean is None else mean + 0.05 * (wall_s - mean)
+        self.taken.difference_update([slot for spot in running.spots for slot in spot.slots])
+        self._changed = self.hungry = True
+        return True
+
+    # -- slots ----------------------------------------------------------------------------------
+
+    def open_to(self, walltime_s: float | None, now: float, slots: Sequence[int]) -> list[int]:
+        """Return those of `slots` to which narrow work of this walltime may go."""
+        return self._planner.open_to(walltime_s, now, slots)
+
+    def busy(self, slot: int, until: float | None) -> None:
+        """Note that a slot has narrow work, perhaps until then."""
+        self._planner.busy(slot, until)
+        self._changed |= self.reserved is not None
+
+    def idle(self, slot: int) -> None:
+        """Note that a slot holds nothing."""
+        self._planner.idle(slot)
+        self._changed = self._changed or bool(self.waiting)
+
+    def lose(self, slot: int) -> None:
+        """Note that a slot is lost or quarantined."""
+        if slot not in self._removed:
+            self._removed.add(slot)
+            self._planner.board.remove(slot)
+            self._changed = True
+
+    def regain(self, slot: int) -> None:
+        """Note that a slot takes work again."""
+        if slot in self._removed:
+            self._removed.discard(slot)
+            self._planner.board.restore(slot)
+            self._changed = True
+
+    def starved(self) -> str:
+        """Return why something that waits can never begin on the slots that are left; "" if nothing."""
+        if not self._removed:
+            return ""
+        left = [
+            node._replace(slots=tuple([slot for slot in node.slots if slot not in self._removed]))
+            for node in self._layout.nodes
+        ]
+        board = Board(left)
+        for line, waiting in self._lines.items():
+            if waiting and (why := board.why_never(self._layout.shape(line.key))):
+                return f"a task of class {line.key} {why}, as {len(self._removed)} slots are out of use"
+        return ""
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _line_of(self, held: Held) -> deque[Held]:
+        task = held.task
+        shape = self._layout.shape(task["class"])
+        program = shape.mpi and (task["kind"] == Kind.COMMAND or "suspect" in task)
+        return self._lines.setdefault(_Line(task["priority"], task["class"], program), deque())
+
+    def _waiting(self, line: _Line) -> Waiting:
+        waiting = self._lines[line]
+        count = len(waiting)
+        if line.program and self._programs_max is not None:
+            count = min(count, max(0, self._programs_max - self._programs))
+        first = waiting[0]
+        shape = self._layout.shape(line.key)
+        return Waiting(line.name, shape, first.item.walltime_s, line.priority, first.task["seq"], count)
+
+    def _begin(self, held: Held, line: _Line, spots: tuple[Spot, ...], now: float) -> None:
+        walltime_s = held.item.walltime_s
+        self._planner.begin(spots, None if walltime_s is None else now + walltime_s)
+        self._running[held.item.key] = _Running(spots, line)
+        self._programs += line.program
+        self.taken.update([slot for spot in spots for slot in spot.slots])
