@@ -220,7 +220,7 @@ class Coordinator:
         self._wide.add([leaser.wide.popleft() for _ in range(len(leaser.wide))])
         if late := self._wide.late(time.time()):
             self._give_back(leaser, late)
-        for held, spots in self._wide.start(time.time()):
+        for held, spots in self._wide.start(time.time(), leaser.ready):
             self._begin(slots, held, self._layout.placement(spots))
         reserved = self._wide.reserved
         for rank in reserved.slots - self._asked_back if reserved else ():
@@ -260,7 +260,8 @@ class Coordinator:
     def _share(self, load: dict[int, int], target: int, slots: Slots, leaser: Leaser) -> None:
         """Share what waits among slots; near the pilot's end only what ends in time, and nothing ahead of its turn."""
         now, end_at = time.time(), self._settings.end_at
-        walltime_s = leaser.next_walltime()
+        first = leaser.ready[0]
+        walltime_s = first.item.walltime_s
         if end_at is not None and walltime_s is not None:
             if not lifecycle.fits_before(walltime_s, now, end_at):
                 self._give_back(leaser, leaser.late(now, end_at))
@@ -268,7 +269,7 @@ class Coordinator:
                 target = 1
         open_to = load
         if self._wide.reserved:
-            open_to = {rank: load[rank] for rank in self._wide.open_to(walltime_s, now, list(load))}
+            open_to = {rank: load[rank] for rank in self._wide.open_to(first, now, list(load))}
         for rank, count in placement.share(open_to, target, leaser.waiting).items():
             given = self._uncancelled(leaser.take(count), leaser)
             if not given:

@@ -81,7 +81,8 @@ class Leaser:
         self._agent: lifecycle.Watch[str] = lifecycle.Watch(ttl_s)
         self._wake_main = wake
         self._failed = failed
-        self._ready: deque[Held] = deque()
+        self.ready: deque[Held] = deque()
+        """Leased narrow attempts that wait for a slot, the next one first. Read only."""
         self.wide: deque[Held] = deque()
         """Leased wide tasks, for the main loop to take over."""
         self.refused: deque[Refused] = deque()
@@ -141,35 +142,31 @@ class Leaser:
     @property
     def waiting(self) -> int:
         """How many attempts are leased and wait for a slot."""
-        return len(self._ready)
+        return len(self.ready)
 
     def take(self, count: int) -> list[Held]:
         """Take up to `count` attempts for slots."""
-        return [self._ready.popleft() for _ in range(min(count, len(self._ready)))]
+        return [self.ready.popleft() for _ in range(min(count, len(self.ready)))]
 
     def put_first(self, again: Sequence[Held]) -> None:
         """Put back attempts that a slot returned; they go out first."""
-        self._ready.extendleft(reversed(again))
+        self.ready.extendleft(reversed(again))
 
     def drop(self, keys: Container[Key]) -> list[Key]:
         """Take out those of `keys` that wait for a slot, to be returned."""
-        waiting = self.take(len(self._ready))
+        waiting = self.take(len(self.ready))
         self.put_first([held for held in waiting if held.item.key not in keys])
         return [held.item.key for held in waiting if held.item.key in keys]
 
     def late(self, now: float, end_at: float) -> list[Key]:
         """Take out those that wait for a slot and would not end before `end_at`, to be returned."""
-        keys = {held.item.key for held in self._ready if not lifecycle.fits_before(held.item.walltime_s, now, end_at)}
+        keys = {held.item.key for held in self.ready if not lifecycle.fits_before(held.item.walltime_s, now, end_at)}
         return self.drop(keys)
 
     def drop_waiting(self) -> list[Key]:
         """Take out everything that waits for a slot, to be returned."""
         wide = [self.wide.popleft() for _ in range(len(self.wide))]
-        return [held.item.key for held in [*self.take(len(self._ready)), *wide]]
-
-    def next_walltime(self) -> float | None:
-        """Return the walltime of the attempt that `take` gives next; None if it has none, or nothing waits."""
-        return self._ready[0].item.walltime_s if self._ready else None
+        return [held.item.key for held in [*self.take(len(self.ready)), *wide]]
 
     # -- threads --------------------------------------------------------------------------------
 
@@ -254,7 +251,7 @@ class Leaser:
             return 0
         self._bucket = docs[-1]["bucket"]
         held, refused = self._prepare(docs)
-        (self.wide if self._is_wide(classes[0]) else self._ready).extend(held)
+        (self.wide if self._is_wide(classes[0]) else self.ready).extend(held)
         self.refused.extend(refused)
         self._wake_main()
         return len(docs)

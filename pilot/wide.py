@@ -145,11 +145,12 @@ class Wide:
 
     # -- placing --------------------------------------------------------------------------------
 
-    def start(self, now: float) -> list[Started]:
+    def start(self, now: float, narrow: Sequence[Held]) -> list[Started]:
         """Decide what begins now, and which slots are kept for what cannot yet; the decisions count as carried out.
 
         Args:
             now: seconds since the epoch, as everywhere here.
+            narrow: what waits for a single slot, the first one first.
         """
         if not self._changed:
             return []
@@ -157,6 +158,11 @@ class Wide:
         self._lines = {line: waiting for line, waiting in self._lines.items() if waiting}
         lines = {(line.name, line.priority): line for line in self._lines}
         waiting = [self._waiting(line) for line in self._lines]
+        if narrow:
+            first = narrow[0]
+            shape, walltime_s = self._layout.shape(first.task["class"]), first.item.walltime_s
+            line = first.task["priority"], first.task["seq"]
+            waiting.append(Waiting("", shape, walltime_s, *line, len(narrow)))
         plan = self._planner.plan([one for one in waiting if one.count], now)
         self.reserved = plan.reserved
         started = []
@@ -197,9 +203,9 @@ class Wide:
 
     # -- slots ----------------------------------------------------------------------------------
 
-    def open_to(self, walltime_s: float | None, now: float, slots: Sequence[int]) -> list[int]:
-        """Return those of `slots` to which narrow work of this walltime may go."""
-        return self._planner.open_to(walltime_s, now, slots)
+    def open_to(self, held: Held, now: float, slots: Sequence[int]) -> list[int]:
+        """Return those of `slots` to which this narrow task, and others like it, may go."""
+        return self._planner.open_to(held.item.walltime_s, now, slots, held.task["priority"])
 
     def busy(self, slot: int, until: float | None) -> None:
         """Note that a slot has narrow work, perhaps until then."""
@@ -215,14 +221,14 @@ class Wide:
         """Note that a slot is lost or quarantined."""
         if slot not in self._removed:
             self._removed.add(slot)
-            self._planner.board.remove(slot)
+            self._planner.remove(slot)
             self._changed = True
 
     def regain(self, slot: int) -> None:
         """Note that a slot takes work again."""
         if slot in self._removed:
             self._removed.discard(slot)
-            self._planner.board.restore(slot)
+            self._planner.restore(slot)
             self._changed = True
 
     def starved(self) -> str:
