@@ -26,7 +26,7 @@ from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
 from pilot.model import new_token
 from pilot.pool_process import PoolProcess
-from pilot.settings import PilotSettings
+from pilot.settings import PilotSettings, batch_job
 from pilot.states import PilotState, PoolState
 from pilot.store import dependants, pilots, provenance, spool
 from pilot.store.access import PILOT_SELECT_S, checked, store_of
@@ -139,7 +139,7 @@ class Agent:
             self._end_by(wish, reason)
         if self._signals:
             names = ", ".join(signal.Signals(n).name for n in sorted(self._signals))
-            hurry = signal.SIGTERM in self._signals and self._settings.site != "local"
+            hurry = signal.SIGTERM in self._signals and batch_job() is not None  # it leaves seconds
             self._signals.clear()
             self._end_by("now" if hurry else "drain", f"drained on {names}")
 

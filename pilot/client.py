@@ -16,11 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pilot import records, signing, values
+from pilot import offers, records, signing, values
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
-from pilot.model import SCHEMA, Blob, FunctionCode, Input, TaskSpec, new_batch, new_token, official_record
+from pilot.model import SCHEMA, Blob, FunctionCode, Input, Resources, TaskSpec, new_batch, new_token, official_record
 from pilot.prepare import code_document
 from pilot.results import Watcher
 from pilot.states import GOOD, State
@@ -45,6 +45,8 @@ class Project:
         self.session = new_token(6)
         self._ids = (new_batch(time.time(), self.session), itertools.count())
         self._functions: set[str] = set()
+        self._checked: set[str] = set()
+        """Resource classes that were compared with what pilots offer."""
         self._objects = Objects(config.objects_folder)
         self._watcher: Watcher | None = None
         self._lock = threading.Lock()
@@ -87,6 +89,16 @@ class Project:
         self.store.__exit__(None, None, None)
 
     # -- submit -----------------------------------------------------------------------------------
+
+    def check_offer(self, needs: Resources) -> None:
+        """See that somebody can run tasks with these needs; looks once for each class.
+
+        Raises:
+            InvalidInput: the project's site never could; the message names its limit.
+        """
+        if needs.key not in self._checked and needs._replace(walltime_s=None) != Resources():
+            offers.check(self.store, self.config, needs)
+            self._checked.add(needs.key)
 
     def submit(self, specs: Iterable[TaskSpec], on_stored: Callable[[int], None] | None = None) -> list[Future]:
         """Store tasks, thousands per round trip, and return their futures in the same order.

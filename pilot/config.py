@@ -39,12 +39,14 @@ class ProjectConfig:
         id: random name of the project; stands in every signature and names the database.
         name: what people call it.
         embedded: whether the store is the embedded server.
+        site: where its pilots run unless told otherwise: a shipped site, or the path of a site file.
     """
 
     root: Path
     id: str
     name: str
     embedded: bool
+    site: str = "local"
 
     @property
     def folder(self) -> Path:
@@ -118,21 +120,22 @@ def load_project(root: Path) -> ProjectConfig:
         data = json.loads(path.read_text())
     except (OSError, ValueError) as exc:
         raise ConfigError(f"cannot read the project's settings {str(path)!r}: {exc}") from exc
-    expected = {"id": str, "name": str, "embedded": bool}
+    expected = {"id": str, "name": str, "embedded": bool, "site": str}
     if not isinstance(data, dict) or data.keys() != expected.keys():
         raise ConfigError(f"{str(path)!r} should hold exactly the keys {sorted(expected)}; restore the file")
     for key, kind in expected.items():
         if not isinstance(data[key], kind):
             raise ConfigError(f"{str(path)!r}: {key!r} is {data[key]!r}, expected {kind.__name__}")
-    return ProjectConfig(root.resolve(), data["id"], data["name"], data["embedded"])
+    return ProjectConfig(root.resolve(), data["id"], data["name"], data["embedded"], data["site"])
 
 
-def create_project(root: Path, uri: str | None = None) -> ProjectConfig:
+def create_project(root: Path, uri: str | None = None, site: str = "local") -> ProjectConfig:
     """Make ``.pilot/`` in `root` and write its settings; the key and the store are made by the caller.
 
     Args:
         root: an existing directory without a project of its own.
         uri: of the user's MongoDB server; None: the embedded server.
+        site: where its pilots run; see `load_site`.
 
     Raises:
         ProjectExists: there is a project already; nothing was changed.
@@ -143,14 +146,14 @@ def create_project(root: Path, uri: str | None = None) -> ProjectConfig:
         raise InvalidInput(f"store {uri.partition('@')[2] or uri!r} is not a MongoDB URI; it begins with mongodb://")
     if (root / FOLDER / "project.json").exists():
         raise ProjectExists(f"{str(root)!r} is a pilot project already; nothing was changed")
-    config = ProjectConfig(root, new_token(12), root.name or "project", uri is None)
+    config = ProjectConfig(root, new_token(12), root.name or "project", uri is None, site)
     try:
         config.folder.mkdir(mode=0o700, exist_ok=True)
         config.folder.chmod(0o700)
         if uri is not None:
             write_secret(config.uri_file, uri)
         _ignore_in_git(config.folder)
-        settings = {"id": config.id, "name": config.name, "embedded": config.embedded}
+        settings = {"id": config.id, "name": config.name, "embedded": config.embedded, "site": site}
         (config.folder / "project.json").write_text(json.dumps(settings, indent=2) + "\n")
     except OSError as exc:
         raise ConfigError(f"cannot make a project in {str(root)!r}: {exc}") from exc

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from pilot.layout import Layout, Seen, layout_of
 from pilot.leasing import Leaser
 from pilot.model import Placement, new_token
 from pilot.prepare import Held, Preparer
-from pilot.settings import PoolSettings, Wish, ranks_file, recycle_file
+from pilot.settings import PoolSettings, Wish, batch_job, ranks_file, recycle_file
 from pilot.states import Kind, Outcome, PilotState, PoolState
 from pilot.store import pilots, tasks
 from pilot.store.mongo import Store
@@ -146,7 +145,7 @@ class Coordinator:
         fields = {
             "pilot": self._settings.pilot, "environment": self._environment, "site": self._settings.site,
         }  # fmt: skip
-        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID")
+        job = batch_job()
         return {**fields, "job": job} if job else fields
 
     def _pool_document(self) -> dict[str, Any]:

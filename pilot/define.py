@@ -132,6 +132,7 @@ class Task(Generic[P, R]):
 
     def _maker(self, project: Project) -> Callable[[Sequence[Any], Mapping[str, Any]], TaskSpec]:
         """Return a function from arguments to a task; what all tasks share is done once."""
+        project.check_offer(self.options.resources)
         code = functions.describe(self.function)
         project.register_function(code)
         options = self.options
@@ -221,6 +222,7 @@ class CommandTask:
 
     def _spec(self, project: Project) -> TaskSpec:
         options = self.options
+        project.check_offer(options.resources)
         name = options.name or (self.command.argv[0].split()[0] if self.command.shell else self.command.argv[0])
         inputs = tuple(project.encode_input(key, value, name) for key, value in self.inputs.items())
         return TaskSpec(
@@ -237,6 +239,7 @@ def command(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     shell: bool = False,
+    stdout: str | None = None,
     **options: Any,
 ) -> CommandTask:
     """Describe a program to run.
@@ -248,6 +251,8 @@ def command(
         env: variables to set.
         cwd: working directory; default: a private one if there are files, else the project's.
         shell: run a string with ``/bin/sh -c``.
+        stdout: name of a file in its private working directory for what it prints, e.g. to be kept as an output;
+            default: that is captured for `pilot logs`.
         options: as of `task`; with ``ranks`` the site's MPI launcher starts it on so many.
 
     Raises:
@@ -260,10 +265,10 @@ def command(
     if not words or not words[0]:
         raise InvalidInput(f"command {argv!r} names no program")
     files = {name: name for name in inputs or {}}
-    for name in files:
-        if name.startswith("/") or ".." in name.split("/"):
-            raise InvalidInput(f"input file {name!r} is not below the working directory")
+    for name in (*files, *((stdout,) if stdout is not None else ())):
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise InvalidInput(f"file {name!r} of the command is not below its working directory")
     if options.get("gather"):
         raise InvalidInput("gather=True is for functions; name the files that a command's ranks write in outputs")
-    made = Command(words, shell, cwd, dict(env or {}), files, dict(outputs or {}))
+    made = Command(words, shell, cwd, dict(env or {}), files, dict(outputs or {}), stdout)
     return CommandTask(made, dict(inputs or {}), _options(**options))

@@ -341,6 +341,7 @@ class Command(NamedTuple):
         env: variables set on top of the pilot's environment.
         files: name of the file to write before the start → name of the input that holds its text.
         outputs: output name → glob of the files to keep, relative to the working directory.
+        stdout: file in the working directory that gets its standard output; None: the slot's captured output.
     """
 
     argv: tuple[str, ...]
@@ -349,6 +350,7 @@ class Command(NamedTuple):
     env: Mapping[str, str] = _NOTHING
     files: Mapping[str, str] = _NOTHING
     outputs: Mapping[str, str] = _NOTHING
+    stdout: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return it as plain data, the form that is signed and stored."""
@@ -359,6 +361,7 @@ class Command(NamedTuple):
             "env": [list(pair) for pair in sorted(self.env.items())],
             "files": [list(pair) for pair in sorted(self.files.items())],
             "outputs": [list(pair) for pair in sorted(self.outputs.items())],
+            "stdout": self.stdout,
         }
 
     @classmethod
@@ -366,7 +369,7 @@ class Command(NamedTuple):
         """Read what `document` wrote."""
         return cls(
             tuple(doc["argv"]), doc["shell"], doc["cwd"],
-            dict(doc["env"]), dict(doc["files"]), dict(doc["outputs"]),
+            dict(doc["env"]), dict(doc["files"]), dict(doc["outputs"]), doc["stdout"],
         )  # fmt: skip
 
 

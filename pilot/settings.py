@@ -7,6 +7,7 @@ from agent to pool; which MPI functions run in the ranks, and whether the pool w
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,16 @@ class PilotSettings:
     """End after so long without work; None: stay."""
     restarts_s: tuple[float, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
     """Delays before starts of a pool that died; one more death in a row ends the pilot."""
+    pretend_nodes: int = 1
+    """Over so many pretended nodes the slots of one host are divided; for tests."""
+    gpus: tuple[str, ...] = ()
+    """Of each node, as the site's variable names them."""
+    cpu_order: tuple[int, ...] = ()
+    """See `layout_of`."""
+    programs_max: int | None = None
+    """How many MPI programs may run at a time; None: as many as there is room for."""
+    launchers: dict[str, Any] = field(default_factory=dict)
+    """How MPI programs are started; see `pilot.sites.launchers`."""
 
     def write(self, path: Path) -> None:
         """Write the file."""
@@ -47,7 +58,8 @@ class PilotSettings:
     def read(cls, path: Path) -> PilotSettings:
         """Read what `write` wrote."""
         data: dict[str, Any] = json.loads(path.read_text())
-        return cls(**{**data, "launcher": tuple(data["launcher"]), "restarts_s": tuple(data["restarts_s"])})
+        lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
+        return cls(**{**data, **lists})
 
 
 class Wish(StrEnum):
@@ -94,3 +106,8 @@ def ranks_file(control: Path) -> Path:
 def recycle_file(control: Path) -> Path:
     """Return where a pool says that it should be started anew, given its control file."""
     return control.with_suffix(".recycle")
+
+
+def batch_job() -> str | None:
+    """Return the id of the batch job that this process is part of; None outside of one."""
+    return os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID")

@@ -88,7 +88,7 @@ def _view(doc: Document, pools: Sequence[Document], now: datetime) -> View:
 
 def process_gone(doc: Document) -> bool:
     """Whether a pilot's agent ran on this machine and certainly runs no more."""
-    if doc.get("host") != socket.gethostname() or doc.get("site") != "local":
+    if doc.get("host") != socket.gethostname():
         return False
     return agent_start(doc) is None
 

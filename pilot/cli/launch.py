@@ -12,10 +12,11 @@ from pathlib import Path
 from pilot import signing
 from pilot.agent import new_pilot_id
 from pilot.config import ProjectConfig, load_site
-from pilot.errors import InvalidInput, PilotDied
+from pilot.errors import PilotDied
 from pilot.executors.batch import local
 from pilot.executors.run.orphans import kill_orphans
 from pilot.settings import PilotSettings
+from pilot.sites import launchers
 from pilot.store import pilots
 from pilot.store.mongo import Store
 
@@ -81,7 +82,7 @@ def available_cores() -> int:
 def start(
     config: ProjectConfig,
     *,
-    site: str = "local",
+    site: str | None = None,
     slots: int | None = None,
     slot_cores: int | None = None,
     walltime_s: float | None = None,
@@ -91,7 +92,7 @@ def start(
 
     Args:
         config: the project.
-        site: whose launcher to use.
+        site: see `load_site`; None: the project's.
         slots: worker ranks; None: the site's number, or as many as the cores allow.
         slot_cores: cores of each; None: the site's number.
         walltime_s: end the pilot after so long.
@@ -100,18 +101,19 @@ def start(
     Raises:
         ConfigError: there is no such site.
         ProjectError: the project's key is missing or open to others.
-        InvalidInput: the site needs a batch system.
     """
     signing.load_key(config.key_file)  # else its agent would find out, and be asked for its last words
-    machine = load_site(site)
-    if machine.name != "local":
-        raise InvalidInput(f"cannot start a pilot on site {site!r}: only 'local' is there so far")
+    machine = load_site(site or config.site)
     slot_cores = slot_cores or machine.cores_per_slot
     slots = slots or machine.slots or max(1, available_cores() // slot_cores)
     pilot = new_pilot_id()
     folder = config.pilot_folder(pilot)
     folder.mkdir(parents=True, mode=0o700)
-    settings = PilotSettings(str(config.root), pilot, machine.name, machine.launcher, slots, slot_cores, idle_s=idle_s)
+    settings = PilotSettings(
+        str(config.root), pilot, machine.name, machine.launcher, slots, slot_cores, idle_s=idle_s,
+        pretend_nodes=machine.pretend_nodes, gpus=machine.node.gpu_ids, cpu_order=machine.node.cpu_order or (),
+        programs_max=machine.max_concurrent_steps, launchers=launchers(machine),
+    )  # fmt: skip
     if walltime_s is not None:  # a short one leaves no time for the usual margins
         settings = replace(
             settings, end_at=time.time() + walltime_s, drain_s=min(settings.drain_s, walltime_s / 4),

@@ -28,13 +28,13 @@ _WIDE = 100
 @click.option("--cores-per-slot", type=click.IntRange(1), metavar="N", help="Cores of each slot; default: 1.")
 @click.option("--walltime", callback=duration, metavar="T", help='End after so long: "90s", "30m", "2h".')
 @click.option("--idle", callback=duration, metavar="T", help="End after so long without work.")
-@click.option("--site", default="local", show_default=True, help="Which machine it is.")
+@click.option("--site", help="Which machine it is, or a site file; default: the project's.")
 @click.option(
     "--timeout", callback=duration, metavar="T", default="60s", show_default=True, help="Give up after so long."
 )
 @json_option
 def up(
-    slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None, site: str,
+    slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None, site: str | None,
     timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Start a pilot on this machine and return when it takes work.

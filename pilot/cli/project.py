@@ -13,7 +13,7 @@ from pilot import signing
 from pilot.cli import common
 from pilot.cli.common import Command, console, escaped, tell
 from pilot.cli.store import where
-from pilot.config import FOLDER, ProjectConfig, create_project, find_project, load_project
+from pilot.config import FOLDER, ProjectConfig, create_project, find_project, load_project, load_site
 from pilot.errors import PilotError, ProjectError, ProjectExists, ProjectNotFound, StoreError
 from pilot.store import access, schema
 from pilot.store.local import LocalServer
@@ -21,13 +21,15 @@ from pilot.store.local import LocalServer
 
 @click.command(cls=Command)
 @click.option("--store", "uri", metavar="URI", help="Use a MongoDB server of your own; `-` asks for its URI.")
+@click.option("--site", default="local", show_default=True, help="Where its pilots run: a site, or a site file.")
 @click.argument("directory", default=".", type=click.Path(exists=True, file_okay=False))
-def init(uri: str | None, directory: str) -> None:
+def init(uri: str | None, site: str, directory: str) -> None:
     """Make a project in DIRECTORY (default: here).
 
     Without --store its database is a private mongod, started when it is first needed.
     """
     root = Path(directory).resolve()
+    load_site(site)
     if uri == "-":
         uri = click.prompt("URI of the MongoDB server", hide_input=True, err=True).strip()
     with suppress(ProjectNotFound):
@@ -35,8 +37,13 @@ def init(uri: str | None, directory: str) -> None:
         if outer.root != root:
             tell(f"note: {str(root)!r} is inside of the project {str(outer.root)!r}; it gets one of its own")
     half = _half_made(root)
-    config = _complete(half) if half is not None else _make(root, uri)
+    config = _complete(half) if half is not None else _make(root, uri, _settled(site))
     _show(config, "completed the half-made project" if half is not None else "made project")
+
+
+def _settled(site: str) -> str:
+    """Return a site file's path so that it means the same in every directory."""
+    return str(Path(site).resolve()) if "/" in site or site.endswith(".yaml") else site
 
 
 def _half_made(root: Path) -> ProjectConfig | None:
@@ -62,11 +69,11 @@ def _complete(config: ProjectConfig) -> ProjectConfig:
     return config
 
 
-def _make(root: Path, uri: str | None) -> ProjectConfig:
+def _make(root: Path, uri: str | None, site: str) -> ProjectConfig:
     """Make a project; if any step fails, take back what was made, so that a later `init` starts afresh."""
     folder = root / FOLDER
     before = set(os.listdir(folder)) if folder.is_dir() else None
-    config = create_project(root, uri)
+    config = create_project(root, uri, site)
     try:
         signing.create_key(config.key_file)
         with access.store_of(config, timeout_s=common.STORE_S) as store:

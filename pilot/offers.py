@@ -1,0 +1,78 @@
+"""Whether anybody can run what is submitted: refused if its site never could, a warning if no pilot up now can."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pilot.config import ProjectConfig, load_site
+from pilot.errors import InvalidInput, NotOffered
+from pilot.layout import Layout
+from pilot.model import Resources
+from pilot.store import pilots
+from pilot.store.mongo import Store
+
+if TYPE_CHECKING:
+    from pilot.sites import Site
+
+
+def check(store: Store, config: ProjectConfig, needs: Resources) -> None:
+    """Look whether a pilot that is up, or one of the project's site, can run tasks with these needs.
+
+    Raises:
+        InvalidInput: no pilot that is up can, and the site's nodes are too small for it; the limit is named.
+        NotOffered: as a warning: no pilot that is up can, or, with none up, the site's usual one could not.
+    """
+    up = [Layout.from_document(doc) for doc in pilots.pools(store)]
+    lacks = [layout.why_never(needs.key) for layout in up]
+    if up and not all(lacks):
+        return
+    site = load_site(config.site)
+    if limit := over(needs, site):
+        raise InvalidInput(limit)
+    if why := lacks[0] if lacks else _usual(needs, site):
+        whose = (
+            f"none of the {len(up)} pools that are up" if up else f"no pilot that site {site.name!r} starts by itself"
+        )
+        warnings.warn(
+            f"{whose} can run this task: {why}; it waits until one can, `pilot explain` says what to start",
+            NotOffered,
+            stacklevel=5,
+        )
+
+
+def over(needs: Resources, site: Site) -> str:
+    """Return which limit of a site's nodes a request is over; "" if none."""
+    node, name = site.node, site.name
+    here = needs.size if needs.layout == "near" else needs.ranks_per_node or 1
+    ranks = f" on each of {here} ranks of a node" if here > 1 else ""
+    if needs.gpus and not node.gpus:
+        return f"gpus {needs.gpus:g}: site {name!r} has none"
+    if needs.gpus * here > node.gpus:
+        return f"gpus {needs.gpus:g}{ranks}: a node of site {name!r} has {node.gpus}"
+    if node.cores is not None and needs.cores * here > node.cores:
+        return f"cores {needs.cores}{ranks}: a node of site {name!r} has {node.cores}"
+    memory = node.memory_bytes or (_memory_here() if name == "local" else None)
+    if memory is not None and needs.memory_bytes is not None and needs.memory_bytes * here > memory:
+        asked = f"memory {needs.memory_bytes / (1 << 30):.3g} GiB{ranks}"
+        return f"{asked}: a node of site {name!r} has {memory / (1 << 30):.3g} GiB"
+    return ""
+
+
+def _usual(needs: Resources, site: Site) -> str:
+    """Return why the pilot that the site's file describes could not run it; "" if it could, or if nobody knows."""
+    slots = site.slots or (_cores_here() // site.cores_per_slot if site.name == "local" else None)
+    if slots is None:
+        return ""
+    pilot: Sequence[tuple[str, int, int]] = [("", max(1, slots), site.node.gpus)]
+    return Layout.from_document({"nodes": pilot, "slot_cores": site.cores_per_slot}).why_never(needs.key)
+
+
+def _cores_here() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _memory_here() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
