@@ -47,23 +47,32 @@ def _child(path: str, rank: int, host: str) -> int:
 
 
 def _slot(path: str, config: dict[str, Any], rank: int) -> int:
-    import socket
     from pathlib import Path
 
+    from pilot.executors.pool.inrank import Means
     from pilot.executors.pool.worker import run
     from pilot.executors.run.handle import Child
     from pilot.executors.run.output import Output, slot_file
     from pilot.executors.run.scrub import child_environment
+    from pilot.store.objects import Objects
 
     settings = config["settings"]
-    host = socket.gethostname()
+    host = _host(settings, rank)
     argv = [sys.executable, "-P", "-m", "pilot.pool_main", "--child", path, str(rank), host]
     env = child_environment(os.environ, config["launch"], settings["slot_cores"])
-    folder = Path(settings["root"]) / ".pilot" / "pilots" / settings["pilot"]
-    output = Output(slot_file(folder / "output", host, rank))
-    child = Child(argv, env, output, rank, host)
+    root = settings["root"]
+    file = slot_file(Path(root) / ".pilot" / "pilots" / settings["pilot"] / "output", host, rank)
+    child = Child(argv, env, Output(file), rank, host)
     child.start()
-    return run(child, settings["slots"] + 1, host)
+    return run(child, settings["slots"] + 1, host, means=Means(Objects(f"{root}/.pilot/objects"), root, file))
+
+
+def _host(settings: dict[str, Any], rank: int) -> str:
+    """Return the name of this rank's node, which may be pretended to be one of several on this machine."""
+    import socket
+
+    name, nodes = socket.gethostname(), settings["pretend_nodes"]
+    return name if nodes == 1 else f"{name}~{(rank - 1) * nodes // settings['slots']}"
 
 
 def _coordinator(config: dict[str, Any]) -> int:
@@ -72,10 +81,12 @@ def _coordinator(config: dict[str, Any]) -> int:
 
     from pilot import log, signing
     from pilot.config import load_project
-    from pilot.coordinator import Coordinator, PoolSettings
+    from pilot.coordinator import Coordinator
     from pilot.environment import capture
     from pilot.executors.pool.slots import Slots
     from pilot.executors.pool.world import EXIT_LEFTOVER, start
+    from pilot.layout import Gpus
+    from pilot.settings import PoolSettings
     from pilot.store import provenance
     from pilot.store.access import PILOT_SELECT_S, store_of
     from pilot.store.objects import Objects
@@ -88,7 +99,8 @@ def _coordinator(config: dict[str, Any]) -> int:
     settings = PoolSettings(
         pilot=told["pilot"], launch=config["launch"], site=told["site"], control=Path(config["control"]),
         spool=project.spool_folder, slot_cores=told["slot_cores"], end_at=told["end_at"], beat_s=told["beat_s"],
-        ttl_s=told["ttl_s"], drain_s=told["drain_s"], stop_s=told["stop_s"],
+        ttl_s=told["ttl_s"], drain_s=told["drain_s"], stop_s=told["stop_s"], gpus=Gpus(tuple(told["gpus"])),
+        cpu_order=tuple(told["cpu_order"]), programs_max=told["programs_max"],
     )  # fmt: skip
     world = start(told["slots"] + 1)
     signer = signing.Signer(signing.load_key(project.key_file), project.id)
