@@ -161,8 +161,7 @@ class Wide:
         if narrow:
             first = narrow[0]
             shape, walltime_s = self._layout.shape(first.task["class"]), first.item.walltime_s
-            line = first.task["priority"], first.task["seq"]
-            waiting.append(Waiting("", shape, walltime_s, *line, len(narrow)))
+            waiting.append(Waiting("", shape, walltime_s, first.task["priority"], first.task["seq"], len(narrow)))
         plan = self._planner.plan([one for one in waiting if one.count], now)
         self.reserved = plan.reserved
         started = []

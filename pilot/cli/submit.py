@@ -50,7 +50,7 @@ def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 @click.argument("argv", nargs=-1, required=True, metavar="-- CMD [ARG]...")
 @click.pass_context
 def submit(
-    ctx: click.Context, env: dict[str, str], cwd: str | None, shell: bool, wait_: bool, as_json: bool,
+    ctx: click.Context, /, env: dict[str, str], cwd: str | None, shell: bool, wait_: bool, as_json: bool,
     argv: tuple[str, ...], tags: tuple[str, ...], **options: Any,
 ) -> int:  # fmt: skip
     """Submit a command as a task and print the task's id.
