@@ -226,18 +226,22 @@ class Project:
                 self._watcher.start()
             self._watcher.add(futures, new)
 
-    def decode_result(self, record: dict[str, Any]) -> Any:
+    def value_of(self, record: bytes) -> Any:
         """Verify a record and return the value of its outputs: a function's result, a command's outputs by name.
+
+        Args:
+            record: as `provenance.get_raw` returns it.
 
         Raises:
             SignatureError: it is not what the pool wrote.
             DecodingError: a value does not load here.
             ObjectMissing, ObjectCorrupt: the object repository does not have what the record names.
         """
-        records.verify(record, self._signer)
-        if record["outcome"] not in GOOD:
-            raise SignatureError(f"record {record['_id']!r} says {record['outcome']!r}, its task says done")
-        outputs = records.unpack(record["outputs"], self._objects.get)
+        doc = provenance.decode(record)
+        records.verify(doc, self._signer)
+        if doc["outcome"] not in GOOD:
+            raise SignatureError(f"record {doc['_id']!r} says {doc['outcome']!r}, its task says done")
+        outputs = records.unpack(doc["outputs"], self._objects.get)
         loaded = {entry["name"]: self._load(entry) for entry in outputs}
         return loaded["result"] if loaded.keys() == {"result"} else loaded
 

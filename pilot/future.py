@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Callable
-from typing import Any, Protocol, cast
+import threading
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from typing import Any, Protocol
 
 from pilot.errors import PilotError, TaskError
 from pilot.states import State
+
+_OVER = frozenset({CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED})
+_looking = threading.Lock()
+"""Held for the moment in which a future gets its condition, or ends without one."""
 
 
 class Owner(Protocol):
@@ -24,19 +29,40 @@ class Owner(Protocol):
     def cancel(self, *tasks: str | Future) -> None:
         """Ask that tasks be cancelled."""
 
+    def value_of(self, record: bytes) -> Any:
+        """Return the value of the outputs of a record, which is verified first."""
+
 
 class Future(concurrent.futures.Future[Any]):
     """The result of one task; made by `submit`, `map` or `Project.task`, not by hand.
 
     It may stand anywhere inside the arguments of other tasks, and so may ``future["name"]``: the named output
     of a command, or that item of a function's result.
+
+    A program may hold a million of them, and most are looked at only after they have ended: so one is a single
+    object, and gets what waiting takes (condition and lists, ten objects for the garbage collector) when somebody
+    first waits for it.
     """
 
-    def __init__(self, task: str, owner: Owner) -> None:
-        super().__init__()
+    _exception = None
+    _decoded = False
+    _made: threading.Condition | None = None
+
+    def __init__(self, task: str, owner: Owner) -> None:  # not the base class's, which makes all that
         self.id = task
         self._owner = owner
-        self._decoded = False
+        self._state = PENDING
+        self._result: Any = None
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        """What the base class guards everything with."""
+        with _looking:
+            if self._made is None:
+                self._waiters: list[Any] = []
+                self._done_callbacks: list[Any] = []
+                self._made = threading.Condition()
+            return self._made
 
     def __repr__(self) -> str:
         return f"<Future {self.id} {self._ended_state() or 'not ended'}>"
@@ -101,12 +127,26 @@ class Future(concurrent.futures.Future[Any]):
             SignatureError: its record is not what the pool wrote.
             DecodingError: its value does not load here.
         """
-        super().result(timeout)
-        with self._condition:  # of one future; as a rule nobody else waits for it
-            if not self._decoded:
-                self._result = cast("Callable[[], Any]", self._result)()  # by whoever asks first, not by the watcher
-                self._decoded = True
-            return self._result
+        if self._state != FINISHED or self._exception is not None:
+            super().result(timeout)
+        if not self._decoded:  # by whoever asks, not by the watcher; of two who ask at once both get the first's value
+            value = self._owner.value_of(self._result)
+            with _looking:
+                if not self._decoded:
+                    self._result, self._decoded = value, True
+        return self._result
+
+    def done(self) -> bool:
+        """Say whether it has ended, well or badly."""
+        return self._state in _OVER
+
+    def end_well(self, record: bytes) -> None:
+        """Give it the record of its success; for its project."""
+        with _looking:
+            if self._made is None:  # nobody waits
+                self._result, self._state = record, FINISHED
+                return
+        self.set_result(record)
 
     def end_cancelled(self) -> None:
         """Mark it cancelled; for its project."""

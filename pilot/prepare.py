@@ -6,6 +6,7 @@ whose outputs it uses. A task that cannot be run is refused with a reason, and t
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,6 +26,10 @@ Document = dict[str, Any]
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 """What a document raises in which somebody has removed or replaced a field: it costs one task, not the pool."""
+
+
+_resources = functools.lru_cache(1000)(Resources.from_key)
+"""A class has thousands of tasks."""
 
 
 class Held(NamedTuple):
@@ -140,7 +145,7 @@ class Preparer:
             for link in used.links:
                 if (link.task, link.output) not in sources:
                     self._resolve(link.task, link.output, officials.get(link.task), linked, sources)
-        resources = Resources.from_key(doc["class"])
+        resources = _resources(doc["class"])
         command = Command.from_document(doc["command"]) if doc["command"] else None
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,

@@ -100,12 +100,14 @@ def pack_inputs(inputs: Sequence[Input], put: Put) -> Any:
 def unpack_inputs(stored: Any, get: Get) -> tuple[Input, ...]:
     """Return what `pack_inputs` stored."""
     return tuple(
-        Input(
-            entry["name"],
-            Blob(entry["hash"], entry["size"], entry.get("data")),
-            tuple(Link(*link) for link in entry.get("links", ())),
-        )
-        for entry in unpack(stored, get)
+        [
+            Input(
+                entry["name"],
+                Blob(entry["hash"], entry["size"], entry.get("data")),
+                tuple([Link(*link) for link in entry["links"]]) if "links" in entry else (),
+            )
+            for entry in unpack(stored, get)
+        ]
     )
 
 

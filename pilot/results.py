@@ -5,7 +5,6 @@ Hints say which tasks ended; long-spaced looks find what a hint missed.
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -40,16 +39,15 @@ class Source(Protocol):
     session: str
     store: Store
 
-    def decode_result(self, record: dict[str, Any]) -> Any:
-        """Return the value of a record's outputs."""
-
 
 class Watcher:
     """Follows the ends of tasks and completes their futures; one thread."""
 
     def __init__(self, project: Source) -> None:
         self._project = project
-        self._mine: dict[str, list[Future]] = {}
+        self._mine: dict[str, Future] = {}
+        self._more: dict[str, list[Future]] = {}
+        """Further futures of the same tasks."""
         self._soon: set[str] = set()
         """Those of which perhaps no hint will come."""
         self._closing = threading.Event()
@@ -72,7 +70,8 @@ class Watcher:
         """
         with self._lock:
             for future in futures:
-                self._mine.setdefault(future.id, []).append(future)
+                if self._mine.setdefault(future.id, future) is not future:
+                    self._more.setdefault(future.id, []).append(future)
                 if not new:
                     self._soon.add(future.id)
 
@@ -81,9 +80,9 @@ class Watcher:
         self._closing.set()
         self._thread.join(5.0)
         with self._lock:
-            left, self._mine = self._mine, {}
-        for task, futures in left.items():
-            for future in futures:
+            left = list(self._mine)
+        for task in left:
+            for future in self._pop(task):
                 if not future.done():
                     future.set_exception(
                         PilotError(
@@ -154,19 +153,21 @@ class Watcher:
     def _take_records(self, ids: Sequence[str]) -> None:
         """Complete the futures of tasks by their records that succeeded: such a record is the official one."""
         wanted = [name for name in ids if name.rpartition(":")[0] in self._mine]
-        for record in provenance.get(self._project.store, wanted, _RESULT_FIELDS).values() if wanted else ():
-            if record["outcome"] in GOOD:
-                for future in self._pop(record["task"]):
+        if wanted:
+            there = provenance.get_raw(self._project.store, wanted, records.VERIFIED_FIELDS, GOOD)
+            for name, record in there.items():
+                for future in self._pop(name.rpartition(":")[0]):
                     self._succeed(future, record)
 
     def _pop(self, task: str) -> list[Future]:
         with self._lock:
             self._soon.discard(task)
-            return self._mine.pop(task, [])
+            future = self._mine.pop(task, None)
+            return [] if future is None else [future, *self._more.pop(task, ())]
 
-    def _succeed(self, future: Future, record: dict[str, Any]) -> None:
+    def _succeed(self, future: Future, record: bytes) -> None:
         if not future.done():
-            future.set_result(functools.partial(self._project.decode_result, record))
+            future.end_well(record)
 
     def _look(self, ids: Sequence[str]) -> int:
         """Fetch those of `ids` that have ended and complete their futures; return how many these are."""
@@ -177,7 +178,7 @@ class Watcher:
         docs = tasks.get(store, wanted, ["state", "official", "reason", "message", "attempt", "pending", "name"])
         ended = {task: doc for task, doc in docs.items() if doc["state"] in ENDED}
         officials = [name for doc in ended.values() if (name := official_record(doc))]
-        there = provenance.get(store, officials, _RESULT_FIELDS) if officials else {}
+        there = provenance.get_raw(store, officials, _RESULT_FIELDS) if officials else {}
         for task, doc in ended.items():
             record = there.get(official_record(doc) or "")
             if doc["state"] == State.DONE and record is None:
@@ -186,7 +187,7 @@ class Watcher:
                 self._complete(future, doc, record)
         return len(ended)
 
-    def _complete(self, future: Future, doc: dict[str, Any], record: dict[str, Any] | None) -> None:
+    def _complete(self, future: Future, doc: dict[str, Any], record: bytes | None) -> None:
         if future.done():
             return
         if doc["state"] == State.CANCELLED:
@@ -194,7 +195,7 @@ class Watcher:
         elif doc["state"] == State.DONE and record is not None:
             self._succeed(future, record)
         else:
-            future.set_exception(failure_of(doc, record))
+            future.set_exception(failure_of(doc, None if record is None else provenance.decode(record)))
 
 
 def failure_of(doc: dict[str, Any], record: dict[str, Any] | None) -> TaskFailed:

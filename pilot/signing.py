@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pilot.model import FunctionCode, Input, TaskSpec
 
 KEY_BYTES = 32
+_BLOCK_BYTES = 64
+"""Of SHA-256."""
 
 # -- the key --------------------------------------------------------------------------------------
 
@@ -91,10 +93,13 @@ class Signer:
         project: the project's id; part of every signature.
     """
 
-    __slots__ = ("_key", "project")
+    __slots__ = ("_inner", "_outer", "project")
 
     def __init__(self, key: bytes, project: str) -> None:
-        self._key = key
+        # HMAC as in RFC 2104, with the key worked in once: `hmac.digest` takes most of its time for that.
+        block = key.ljust(_BLOCK_BYTES, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
         self.project = project
 
     def __repr__(self) -> str:
@@ -102,8 +107,10 @@ class Signer:
 
     def sign(self, kind: str, version: int, fields: Any) -> bytes:
         """Return the signature of `fields`, which are plain data (tuples count as lists)."""
-        text = dump([self.project, kind, version, fields])
-        return hmac.digest(self._key, text.encode("utf-8", "surrogatepass"), "sha256")
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(dump([self.project, kind, version, fields]).encode("utf-8", "surrogatepass"))
+        outer.update(inner.digest())
+        return outer.digest()
 
     def verify(self, kind: str, version: int, fields: Any, signature: object) -> None:
         """Return if the signature fits. Call it before anything of the payload is unpickled or run.

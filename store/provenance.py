@@ -8,10 +8,12 @@ record first. If one is there already, the outcome *it* has is the one to apply:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import struct
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import bson
+from bson.codec_options import CodecOptions
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError
@@ -27,6 +29,11 @@ RawRecord = RawBSONDocument
 
 RECORD_BYTES = 8 * 1024 * 1024
 """A record above this is replaced by a minimal one; MongoDB's own limit is twice that."""
+
+_HEAD = struct.Struct("<i5xi")
+"""How a document begins: its size, then ``_id``, which the server puts first: a string with its length."""
+
+_CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
 
 def encode(record: Document, minimal: Callable[[Document, str], Document]) -> tuple[RawBSONDocument, Document]:
@@ -86,6 +93,37 @@ def get(store: Store, ids: Iterable[str], fields: Sequence[str] | None = None) -
         for doc in store.provenance.find({"_id": {"$in": list(part)}}, projection):
             found[doc["_id"]] = doc
     return found
+
+
+@translating("read provenance records")
+def get_raw(
+    store: Store, ids: Iterable[str], fields: Sequence[str], outcomes: Collection[Outcome] = ()
+) -> dict[str, bytes]:
+    """Return those records that exist, by id, as bytes for `decode`: whoever keeps many of them keeps no objects.
+
+    Args:
+        store: the database.
+        ids: of the records.
+        fields: what is read of them.
+        outcomes: only records with one of these; empty: all.
+    """
+    found: dict[str, bytes] = {}
+    query: Document = {"outcome": {"$in": [outcome.value for outcome in outcomes]}} if outcomes else {}
+    for part in chunks(list(dict.fromkeys(ids))):
+        batches: Any = store.provenance.find_raw_batches({"_id": {"$in": list(part)}, **query}, list(fields))
+        for batch in batches:
+            start = 0
+            while start < len(batch):
+                size, length = _HEAD.unpack_from(batch, start)
+                name = batch[start + _HEAD.size : start + _HEAD.size + length - 1].decode()
+                found[name] = batch[start : start + size]
+                start += size
+    return found
+
+
+def decode(record: bytes) -> Document:
+    """Return a record of `get_raw`."""
+    return bson.decode(record, _CODEC)
 
 
 @translating("read a task's records")

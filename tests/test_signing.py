@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import os
 import stat
 import subprocess
@@ -147,6 +148,11 @@ def test_the_key_shows_nowhere() -> None:
     assert KEY.hex() not in repr(signer)
     assert "0, 1, 2" not in repr(signer)
     assert repr(KEY)[2:-1] not in repr(signer)
+
+
+def test_a_signature_is_the_hmac_of_canonical_json() -> None:
+    text = b'["project-1","task",1,["\xc3\xa9",2,null]]'
+    assert signer.sign("task", 1, ["é", 2, None]) == hmac.digest(KEY, text, "sha256")
 
 
 def test_signatures_do_not_change_between_releases() -> None:
