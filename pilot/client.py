@@ -20,7 +20,18 @@ from pilot import offers, records, signing, values
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
-from pilot.model import SCHEMA, Blob, FunctionCode, Input, Resources, TaskSpec, new_batch, new_token, official_record
+from pilot.model import (
+    SCHEMA,
+    Blob,
+    FunctionCode,
+    Input,
+    Resources,
+    TaskSpec,
+    new_batch,
+    new_token,
+    official_record,
+    whole_result,
+)
 from pilot.prepare import code_document
 from pilot.results import Watcher
 from pilot.states import GOOD, State
@@ -243,7 +254,7 @@ class Project:
             raise SignatureError(f"record {doc['_id']!r} says {doc['outcome']!r}, its task says done")
         outputs = records.unpack(doc["outputs"], self._objects.get)
         loaded = {entry["name"]: self._load(entry) for entry in outputs}
-        return loaded["result"] if loaded.keys() == {"result"} else loaded
+        return whole_result(loaded)
 
     def _load(self, entry: dict[str, Any]) -> Any:
         blob = records.blob_from(entry)

@@ -78,6 +78,18 @@ def official_record(doc: Mapping[str, Any]) -> str | None:
     return record_id(doc["_id"], doc["official"]) if "official" in doc else None
 
 
+def whole_result(outputs: Mapping[str, Any]) -> Any:
+    """Return a task's result, of the values of its outputs by name.
+
+    A function has one; one that gathers has one for each rank, which make a list; a command's are kept by name.
+    """
+    if outputs.keys() == {"result"}:
+        return outputs["result"]
+    if "result[0]" in outputs:
+        return [outputs[f"result[{rank}]"] for rank in range(len(outputs))]
+    return dict(outputs)
+
+
 # -- durations and sizes --------------------------------------------------------------------------
 
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}

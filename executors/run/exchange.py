@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import Any, Protocol
 
 from pilot.errors import DecodingError, ObjectCorrupt, ObjectMissing
-from pilot.model import INLINE_VALUE_BYTES, Blob, Work
+from pilot.model import INLINE_VALUE_BYTES, Blob, Work, whole_result
 from pilot.values import Encoded, decode, digest
 
 
@@ -76,7 +76,7 @@ class Exchange:
             every = {name: decode(self.fetch(blob)) for (of, name), blob in work.linked.items() if of == task}
             if output is not None or not every:
                 raise ObjectMissing(f"output {output!r} of task {task} did not come with task {work.task}")
-            return every
+            return whole_result(every)
 
         return [(name, decode(self.fetch(blob), resolve)) for name, blob in work.inputs if only is None or name in only]
 
