@@ -13,6 +13,7 @@ import pilot
 from pilot.config import load_site
 from pilot.errors import InvalidInput, NotOffered
 from pilot.sites import launchers
+from pilot.store import pilots
 from tests import pilot_tasks, wide_tasks
 from tests.conftest import need
 from tests.rig import LONG_S, Rig, wait_until
@@ -34,10 +35,14 @@ def wide_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         made.check_clean()
 
 
+def await_pool(rig: Rig) -> None:
+    wait_until(lambda: pilots.pools(rig.store), LONG_S, "the pool is up", rig.logs)
+
+
 @pytest.fixture
 def opened(wide_rig: Rig) -> Iterator[pilot.Project]:
     with wide_rig.open() as project:
-        wide_rig.pilots[0].rank(SLOTS)
+        await_pool(wide_rig)
         yield project
     wide_rig.settled()
     wide_rig.check()
@@ -135,9 +140,9 @@ def test_a_crash_costs_one_attempt(tmp_path: Path) -> None:
     need("mongod")
     need("mpiexec")
     with Rig(tmp_path / "p") as rig:
-        one = rig.start(slots=SLOTS, launchers=launchers(load_site("local")))
+        rig.start(slots=SLOTS, launchers=launchers(load_site("local")))
         with rig.open():
-            one.rank(SLOTS)
+            await_pool(rig)
             narrow = pilot.task(pilot_tasks.nap).map(range(40), [0.2] * 40)
             bad = pilot.task(ranks=2)(wide_tasks.crash).submit(str(tmp_path / "crashed"))
             worse = pilot.task(ranks=2)(wide_tasks.crash_always).submit()

@@ -73,7 +73,7 @@ class Exchange:
                 return decode(self.fetch(blob))
             if output is not None and (task, None) in work.linked:
                 return _item(decode(self.fetch(work.linked[task, None])), output, task)
-            every = {name: decode(self.fetch(blob)) for (of, name), blob in work.linked.items() if of == task}
+            every = {name or "": decode(self.fetch(blob)) for (of, name), blob in work.linked.items() if of == task}
             if output is not None or not every:
                 raise ObjectMissing(f"output {output!r} of task {task} did not come with task {work.task}")
             return whole_result(every)
