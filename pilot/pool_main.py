@@ -1,7 +1,8 @@
 """Entry of a pool's MPI program and of its children: decides who it is before it imports either side.
 
 ``python -P -m pilot.pool_main CONFIG`` is one rank, started by the launcher: rank 0 is the coordinator, the
-others are slots. ``python -P -m pilot.pool_main --child CONFIG RANK HOST`` is the child of a slot.
+others are slots. ``python -P -m pilot.pool_main --child CONFIG RANK HOST`` is the child of a slot, ``--isolated CONFIG
+FRAME FOLDER`` one rank of a program that runs a single MPI function.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, NoReturn
 
 
 def main(argv: list[str]) -> int:
     """Be what the arguments and the launcher say; return the exit code of a child, else do not return."""
     if argv[1] == "--child":
         return _child(argv[2], int(argv[3]), argv[4])
+    if argv[1] == "--isolated":
+        _isolated(*argv[2:5])
     config = _read(argv[1])
     from pilot.executors.pool.identity import rank_from_environment
 
@@ -38,12 +41,26 @@ def _read(path: str) -> dict[str, Any]:
 
 def _child(path: str, rank: int, host: str) -> int:
     from pilot.executors.run.child import Place, inherit, serve
+    from pilot.executors.run.launch import Launchers
     from pilot.store.objects import Objects
 
     ends = inherit()
-    root = str(_read(path)["settings"]["root"])
-    serve(ends, Place(rank, rank, host, root, f"{root}/.pilot/work"), Objects(f"{root}/.pilot/objects"))
+    settings = _read(path)["settings"]
+    root, plain = str(settings["root"]), settings["launchers"]
+    launchers = Launchers.of(plain) if plain else Launchers()
+    place = Place(rank, rank, host, root, f"{root}/.pilot/work", launchers, path)
+    serve(ends, place, Objects(f"{root}/.pilot/objects"))
     return 0
+
+
+def _isolated(path: str, frame: str, folder: str) -> NoReturn:
+    from pilot.executors.pool.isolated import main
+    from pilot.executors.pool.world import guarded
+    from pilot.store.objects import Objects
+
+    root = str(_read(path)["settings"]["root"])
+    os.chdir(root)
+    guarded(lambda: main(frame, folder, Objects(f"{root}/.pilot/objects")))
 
 
 def _slot(path: str, config: dict[str, Any], rank: int) -> int:

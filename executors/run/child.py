@@ -15,14 +15,19 @@ from typing import NamedTuple
 from pilot import context
 from pilot.errors import PoolError
 from pilot.executors.run import function
+from pilot.executors.run.alone import run_alone
 from pilot.executors.run.command import Commands, Ended
 from pilot.executors.run.exchange import Exchange, Objects
 from pilot.executors.run.failure import clipped, describe
 from pilot.executors.run.frames import ENDS_VARIABLE, Inbox, Kind, Packet, send
 from pilot.executors.run.function import Functions, Stale
 from pilot.executors.run.guard import Guard, default_signals, die_with_parent
+from pilot.executors.run.launch import Launchers
 from pilot.executors.run.meter import Meter
+from pilot.executors.run.nested import Nested
 from pilot.executors.run.position import Position
+from pilot.executors.run.scrub import command_environment
+from pilot.executors.run.share import Share
 from pilot.executors.run.wire import pack_result, unpack_work
 from pilot.model import Blob, Failure, Result, Usage, Work
 from pilot.states import Kind as TaskKind
@@ -49,6 +54,10 @@ class Place(NamedTuple):
     """Working directory of functions, and of commands that have none of their own."""
     scratch: str
     """Where commands' private working directories are made."""
+    launchers: Launchers = Launchers()  # noqa: RUF009  never changed
+    """How MPI programs are started here."""
+    config: str = ""
+    """The pool's configuration file."""
 
 
 def inherit() -> Ends:
@@ -96,7 +105,9 @@ class _Runner:
         self._guard = guard
         self._exchange = Exchange(objects)
         self.functions = Functions(self._exchange)
-        self._commands = Commands(self._exchange, guard, place.project, place.scratch, parent)
+        self._nested = Nested(place.launchers, place.host, place.scratch)
+        self._commands = Commands(self._exchange, guard, place.project, place.scratch, parent, self._nested)
+        self._share = Share(place.launchers.gpu_variable)
         self._meter = Meter()
         self._pid = os.getpid()
         self._folder = ""
@@ -117,19 +128,22 @@ class _Runner:
             return Kind.RETURNED, b""
         if work.folder != self._folder and not self._enter_folder(work.folder):
             return Kind.STALE, b""
+        if not self._share.fits(work):
+            return Kind.STALE, b""
         started = time.time()
         self._meter.start()
         outputs: tuple[tuple[str, Blob], ...] = ()
         ended: Ended | None = None
         failure: Failure | None = None
-        outcome, exit_code, program = Outcome.SUCCEEDED, None, None
+        outcome, exit_code = Outcome.SUCCEEDED, None
         try:
-            if work.kind is TaskKind.COMMAND:
-                ended = self._commands.run(work, self._meter)
-            else:
-                self._commands.disarm()
-                context.enter(self._context(work))
-                outputs = function.run(work, self.functions, self._exchange, self._meter)
+            with self._share.cpus(work):
+                if work.kind is TaskKind.COMMAND:
+                    ended = self._commands.run(work, self._meter, self._share.variables(work, self._guard.environment))
+                elif work.isolated:
+                    return Kind.RESULT, pack_result(self._alone(work))
+                else:
+                    outputs = self._call(work)
         except Stale:
             return Kind.STALE, b""
         except BaseException as error:  # noqa: BLE001  user code: nothing that it raises may end the child
@@ -138,22 +152,44 @@ class _Runner:
         self._end_if_forked(None)
         context.enter(None)
         usage = self._meter.stop()
-        if ended is not None:
-            outcome, outputs, exit_code = ended.outcome, ended.outputs, ended.exit_code
-            usage = Usage(usage.wall_s, ended.cpu_s, ended.max_rss_bytes)
-            program = ended.program
-            if ended.why:
-                failure = Failure("CommandFailed", ended.why, "", self._place.rank, self._place.host)
         if ended is None:
             self._guard.restore(work.task)
         else:
             self._guard.restore_pipe()
             self._guard.note_leftovers(work.task)
+        place = self._place
         result = Result(
-            work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,
-            self._place.rank, self._place.host, program,
+            work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage, place.rank,
+            place.host,
         )  # fmt: skip
+        if ended is not None:
+            result = self._of_command(result, ended)
         return Kind.KILLED if ended is not None and ended.from_outside else Kind.RESULT, pack_result(result)
+
+    def _call(self, work: Work) -> tuple[tuple[str, Blob], ...]:
+        """Call the task's function; return its outputs."""
+        self._commands.disarm()
+        os.environ.update(self._share.variables(work, self._guard.environment))
+        context.enter(self._context(work))
+        return function.run(work, self.functions, self._exchange, self._meter)
+
+    def _alone(self, work: Work) -> Result:
+        """Run an MPI function in a program of its own."""
+        env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, {})
+        code = self.functions.code(work.function or "")
+        result = run_alone(work, code, env, self._place.config, self._nested, self._commands)
+        self._guard.restore_pipe()
+        return result._replace(rank=self._place.rank, host=self._place.host)
+
+    def _of_command(self, result: Result, ended: Ended) -> Result:
+        """Return the result of a command."""
+        rank, host = (self._place.rank, self._place.host) if ended.at is None else ended.at
+        failure = Failure("CommandFailed", ended.why, "", rank, host) if ended.why else result.failure
+        usage = Usage(result.usage.wall_s, ended.cpu_s, ended.max_rss_bytes)
+        return result._replace(
+            outcome=ended.outcome, outputs=ended.outputs, exit_code=ended.exit_code, usage=usage, failure=failure,
+            program=ended.program, launcher=ended.launcher,
+        )  # fmt: skip
 
     def _context(self, work: Work) -> context.Context:
         place = self._place

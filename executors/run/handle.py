@@ -8,6 +8,7 @@ one attempt, and that one has begun.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from pilot.executors.run.keeper import Keeper
 from pilot.executors.run.output import Output
 from pilot.executors.run.process import Process
 from pilot.executors.run.restart import Settings
+from pilot.executors.run.share import set_cpus
 from pilot.executors.run.verdict import Finished, Item, Key
 from pilot.model import FunctionCode
 from pilot.states import Outcome
@@ -78,6 +80,12 @@ class Child:
             self._keeper.retire(self._keeper.process, sweep=True)
         self._keeper.wait_gone(_CLOSE_S)
         self._output.close()
+
+    def bind(self, cpus: Sequence[int]) -> None:
+        """Bind the present child to these CPUs; later ones inherit what this process has."""
+        if self._keeper.process is not None:
+            with contextlib.suppress(OSError):  # it is gone, or may not use them: the next one is as we are
+                set_cpus(self._keeper.process.pid, cpus)
 
     # -- asking ---------------------------------------------------------------------------------
 
