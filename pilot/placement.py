@@ -1,5 +1,7 @@
-"""Who gets which slots. For narrow work (one slot, no MPI, no GPU): how many tasks each slot gets. For wide tasks:
-which start where, and which slots are kept free for the next one. Pure: time is passed in.
+"""Who gets which slots. Pure: time is passed in.
+
+For narrow work (one slot, no MPI, no GPU): how many tasks each slot gets. For wide tasks: which start where, and which
+slots are kept free for the next one.
 """
 
 from __future__ import annotations
@@ -7,11 +9,12 @@ from __future__ import annotations
 import heapq
 import math
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
-from pilot.board import GPU, Board, Shape, Spot
+from pilot.board import Board, Shape, Spot
+from pilot.fitting import GPU
 from pilot.model import Resources
 
 REVIEW_S = 10.0
@@ -86,7 +89,7 @@ class Waiting(NamedTuple):
     """The smaller, the sooner."""
     seq: int
     """Of the oldest task; it decides among equal priorities."""
-    count: int
+    count: int  # type: ignore[assignment]  # of tasks; nobody asks a request how often a value is in it
 
 
 class Start(NamedTuple):

@@ -242,6 +242,8 @@ def record(
     doc["outputs"] = _fit([{"name": name, **_value_fields(blob)} for name, blob in result.outputs], put)
     if result.program is not None:
         doc["command"] = {**doc["command"], "executable": result.program[0], "digest": result.program[1]}
+    if result.launcher is not None:
+        doc["launcher"] = list(result.launcher)
     if result.exit_code is not None:
         doc["exit_code"] = result.exit_code
     if result.failure is not None:

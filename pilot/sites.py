@@ -88,12 +88,12 @@ class Program(_Part):
 
     launcher: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _PLACES))], ...] = Field(
         min_length=1,
-        description="command that starts a program, which is appended: {hostfile} has the nodes, {ranks} and {nodes} are "
-        "numbers. The first word may name several programs, divided by `|`: the first that is there is taken",
+        description="command that starts a program, which is appended: {hostfile} has the nodes, {ranks} and {nodes} "
+        "are numbers. The first word may name several programs, divided by `|`: the first that is there is taken",
     )
     says: str = Field(
         default="",
-        description="what the launcher's `--version` must have in it, in any case; another of the same name is passed over",
+        description="what the launcher's `--version` must have in it, in any case; others of its name are passed over",
     )
     host_line: Annotated[str, AfterValidator(lambda text: _places(text, _HOST_PLACES))] = Field(
         default="{host}:{ranks}", description="one line of the host file: {host} and the number of {ranks} there"

@@ -108,11 +108,11 @@ def test_walltime_and_cancel_of_an_mpi_function(opened: pilot.Project) -> None:
 def test_an_mpi_program(opened: pilot.Project) -> None:
     code = "from mpi4py import MPI; print(MPI.COMM_WORLD.allreduce(1))"
     future = pilot.command([sys.executable, "-c", code], ranks=3, stdout="out", outputs={"out": "out"}).submit()
-    assert future.result(LONG_S)["out"].split() == [b"3"] * 3
+    assert b"".join(future.result(LONG_S)["out"].split()) == b"333"  # lines of ranks may meet
     record = future.record()
     assert record is not None
     assert len(record["placement"]) == 3
-    assert record["command"]["launcher"][0].endswith(("mpiexec.hydra", "mpiexec"))
+    assert record["launcher"][0].endswith(("mpiexec.hydra", "mpiexec"))
 
 
 def test_a_wide_task_is_not_starved(opened: pilot.Project) -> None:
@@ -132,7 +132,7 @@ def test_more_than_anybody_offers(opened: pilot.Project) -> None:
     opened.cancel(future)
     with pytest.raises(InvalidInput, match="gpus 1: site 'local' has none"):
         pilot.task(gpus=1)(wide_tasks.cpus).submit()
-    with pytest.raises(InvalidInput, match="memory .* GiB"):
+    with pytest.raises(InvalidInput, match=r"memory .* GiB"):
         pilot.task(memory="9000G")(wide_tasks.cpus).submit()
 
 

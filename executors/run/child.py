@@ -54,7 +54,7 @@ class Place(NamedTuple):
     """Working directory of functions, and of commands that have none of their own."""
     scratch: str
     """Where commands' private working directories are made."""
-    launchers: Launchers = Launchers()  # noqa: RUF009  never changed
+    launchers: Launchers = Launchers()
     """How MPI programs are started here."""
     config: str = ""
     """The pool's configuration file."""

@@ -42,7 +42,7 @@ class Program(NamedTuple):
 class Launchers(NamedTuple):
     """What a child knows of its site."""
 
-    programs: Mapping[str, Program] = {}  # noqa: RUF012  never changed
+    programs: Mapping[str, Program] = {}
     default: str = "mpich"
     """Flavour of programs that do not show theirs, and of the pool."""
     start_s: float = 60.0
@@ -192,7 +192,8 @@ def choose(launchers: Launchers, path: str, env: Mapping[str, str]) -> Chosen:
 
 def _beside(library: str) -> list[str]:
     """Return the folders in which the installation of a library may have its programs."""
-    folder, folders = os.path.dirname(library), []
+    folder = os.path.dirname(library)
+    folders: list[str] = []
     while len(folder) > 1 and len(folders) < 3:
         folder = os.path.dirname(folder)
         folders.append(os.path.join(folder, "bin"))
