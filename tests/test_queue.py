@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from pilot.errors import (
     InvalidInput,
     StoreUnavailable,
 )
-from pilot.model import LOST_BUDGET, bucket_of
+from pilot.model import BUCKETS, LOST_BUDGET
 from pilot.states import Outcome
 from pilot.store import dependants, events, tasks
 from pilot.store.mongo import Store
@@ -194,22 +195,31 @@ def test_urgent_tasks_go_first_when_not_all_fit(store: Store, a: str, b: str) ->
 
 
 def test_buckets_are_taken_from_the_given_one_on_and_round(store: Store, a: str) -> None:
-    submit(store, *(task(f"t{n}") for n in range(300)))
+    submit(store, *(task(f"t{n}") for n in range(10_000, 20_000, 100)))
     start = 40
-    buckets = [bucket_of(name) for name in lease(store, a, bucket=start)]
-    assert len(buckets) == 300
+    buckets = [tasks.shared_bucket(name) for name in lease(store, a, bucket=start)]
+    assert len(buckets) == 100
     assert buckets == sorted(buckets, key=lambda bucket: (bucket < start, bucket))
     assert buckets[0] >= start > buckets[-1]
 
 
+def test_neighbours_share_a_bucket_and_none_has_too_many() -> None:
+    names = [f"batch-{n}" for n in range(20_000)]
+    assert len({tasks.shared_bucket(name) for name in names}) == BUCKETS
+    for start in range(100, 20_000, 100):
+        assert len({tasks.shared_bucket(name) for name in names[start : start + 100]}) == 1
+    assert max(Counter(map(tasks.shared_bucket, names)).values()) < 5 * len(names) / BUCKETS
+
+
 def test_first_come_first_served_within_a_bucket(store: Store, a: str, b: str) -> None:
-    names = [name for n in range(2000) if bucket_of(name := f"t{n}") == 5]
+    names = [name for n in range(2000) if tasks.shared_bucket(name := f"t{n}") == tasks.shared_bucket("t100")]
     assert len(names) > 10
+    start = tasks.shared_bucket("t100")
     submit(store, *(task(name) for name in names))
-    early = list(lease(store, a, 4, bucket=5))
+    early = list(lease(store, a, 4, bucket=start))
     assert early == names[:4]
     tasks.give_back(store, a, [(name, 1) for name in early])  # and they keep their place
-    assert list(lease(store, b, bucket=5)) == names
+    assert list(lease(store, b, bucket=start)) == names
 
 
 def test_an_attempt_between_find_and_update_is_not_taken_for_ours(
