@@ -38,7 +38,11 @@ def _mpiexec() -> str:
     return "" if beside.is_file() or shutil.which("mpiexec") else f"neither {str(beside)!r} nor one on the PATH"
 
 
-SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec}
+def _pw() -> str:
+    return "" if shutil.which("pw.x") else "Quantum ESPRESSO's pw.x is not on the PATH (Debian: quantum-espresso)"
+
+
+SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw}
 """For each service a function that says why it is missing; an empty string if it is there."""
 
 

@@ -179,7 +179,7 @@ def choose(launchers: Launchers, path: str, env: Mapping[str, str]) -> Chosen:
     folders = [*_beside(library), os.path.dirname(sys.executable), *env.get("PATH", os.defpath).split(":")]
     for folder in folders:
         for name in names:
-            # Real folders: Open MPI takes its prefix from its own path, and has nothing in /bin. An absolute name stays.
+            # Real folders: Open MPI takes its prefix from its own path. An absolute name stays as it is.
             candidate = os.path.join(os.path.realpath(folder), name)
             if os.path.isfile(candidate) and os.access(candidate, os.X_OK) and _says(candidate, program.says, env):
                 return Chosen(flavour, candidate, program)
