@@ -23,7 +23,7 @@ from pilot.executors.pool.identity import rank_from_environment
 from pilot.executors.run.handle import Child, Item, Settings
 from pilot.executors.run.output import Output, slot_file
 from pilot.executors.run.scrub import child_environment
-from pilot.model import Blob, FunctionCode, Work
+from pilot.model import Blob, FunctionCode, Result, Work
 from pilot.states import Kind
 from pilot.values import encode
 
@@ -42,9 +42,10 @@ def make_item(task: str, function: str, *args: object, walltime_s: float | None 
 
 
 def code(function: str) -> FunctionCode:
-    """Return the code of a function of `pool_functions`; its name serves as its hash."""
+    """Return the code of a function of `pool_functions`, or of ``module:function``; its name serves as its hash."""
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return FunctionCode(function, "pool_functions", function, "", "", "", None, python)
+    module, _, name = function.rpartition(":")
+    return FunctionCode(function, module or "pool_functions", name, "", "", "", None, python)
 
 
 class Game:
@@ -56,9 +57,11 @@ class Game:
         self.world = world.start(expected, options.get("doorbell", True))
         self.folder = folder
         self.options = options
-        settings = slots.Settings(silence_s=options.get("silence_s", 60.0), ping_s=options.get("ping_s", 5.0))
+        limits = slots.Limits(**options.get("limits", {}))
+        settings = slots.Settings(options.get("silence_s", 60.0), options.get("ping_s", 5.0), limits)
         self.slots = slots.Slots(self.world.transport(), self.world.library, code, settings)
         self.outcomes: dict[str, list[str]] = {}
+        self.results: dict[str, Result] = {}
         self.returned: list[str] = []
         self.events: list[Any] = []
         self.report: dict[str, Any] = {"library": self.world.library, "size": self.world.size}
@@ -77,7 +80,8 @@ class Game:
             name = type(event).__name__
             if name == "Finished":
                 for one in event.results:
-                    self.outcomes.setdefault(one.task, []).append(one.result().outcome.value)
+                    result = self.results[one.task] = one.result()
+                    self.outcomes.setdefault(one.task, []).append(result.outcome.value)
             elif name == "Returned":
                 self.returned += [task for task, _ in event.keys]
             else:
@@ -100,7 +104,10 @@ class Game:
             "twice": [task for task, all_ in self.outcomes.items() if len(all_) > 1],
             "returned": len(self.returned),
             "load": self.slots.load(),
-            "events": [[type(e).__name__, e.slot, getattr(e, "reason", "")] for e in self.events],
+            "events": [
+                [type(e).__name__, getattr(e, "slot", None) or list(e.slots), getattr(e, "reason", "")]
+                for e in self.events
+            ],
         }
 
     def end(self) -> int:
@@ -428,8 +435,8 @@ def cpu_s(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
-def main() -> None:
-    """Be rank 0 or a slot."""
+def main(scenarios: dict[str, Any]) -> None:
+    """Be rank 0, which plays one of the scenarios, or a slot."""
     scenario, expected, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     options: dict[str, Any] = json.loads(sys.argv[4]) if len(sys.argv) > 4 else {}
     rank = rank_from_environment(os.environ)
@@ -443,7 +450,7 @@ def main() -> None:
 
     def play() -> int:
         game = Game(folder, expected, options)
-        globals()[scenario](game)
+        scenarios[scenario](game)
         return game.end()
 
     guarded(play)
@@ -464,8 +471,12 @@ def slot(rank: int, expected: int, folder: Path, options: dict[str, Any], scenar
     from pilot.executors.pool import worker, world
 
     settings = worker.Settings(doorbell=options.get("doorbell", True), **options.get("worker", {}))
-    world.guarded(lambda: worker.run(child, expected, host, settings))
+    from pilot.executors.pool.inrank import Means
+    from tests.pool_child import Folder
+
+    means = Means(Folder(folder), str(folder), slot_file(folder, host, rank).with_suffix(".mpi.out"))
+    world.guarded(lambda: worker.run(child, expected, host, settings, None if options.get("refuse") else means))
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

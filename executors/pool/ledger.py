@@ -5,7 +5,7 @@ Every attempt that was dispatched leaves the ledger exactly once: in a `Finished
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pilot.errors import PoolError
@@ -61,7 +61,18 @@ class Failing:
     reason: str
 
 
-Event = Joined | Finished | Returned | Lost | Failing
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """These slots take no work for now: they are stuck in an MPI function that has ended for everybody else, or worn.
+
+    A slot that comes back after all says so with `Joined`.
+    """
+
+    slots: Sequence[int]
+    reason: str
+
+
+Event = Joined | Finished | Returned | Lost | Failing | Quarantined
 
 
 @dataclass(slots=True)
@@ -86,6 +97,10 @@ class Slot:
     """It was told to stop."""
     gone: bool = False
     """It has said goodbye."""
+    inside: Key | None = None
+    """The MPI function it is in: it neither hears nor says anything until that is over."""
+    quarantine: str | None = None
+    """Why it is given no work for now."""
     lost: str | None = None
     """Why it was given up. It may live, and is told to stop, but nothing it says counts."""
 
@@ -93,7 +108,19 @@ class Slot:
     def able(self) -> bool:
         """Whether it takes work."""
         up = self.hello is not None and self.lost is None and not self.gone
-        return up and self.failing is None and not self.stopping
+        free = self.inside is None and self.quarantine is None
+        return up and free and self.failing is None and not self.stopping
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it has not come back from a function that has been given up."""
+        return self.inside is not None and self.quarantine is not None
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not able, as far as that is known."""
+        inside = f"in MPI function {self.inside[0]}" if self.inside else None
+        return self.lost or self.quarantine or self.failing or inside or "not up, or stopping"
 
 
 class Ledger:
@@ -126,7 +153,7 @@ class Ledger:
         """
         slot = self.slots[rank]
         if not slot.able:
-            raise PoolError(f"slot {rank} takes no work: {slot.lost or slot.failing or 'not up, or stopping'}")
+            raise PoolError(f"slot {rank} takes no work: {slot.trouble}")
         new = {(item.task, item.attempt): now for item in items}
         if len(new) != len(items) or not slot.in_hand.keys().isdisjoint(new):
             raise PoolError(f"an attempt was dispatched twice to slot {rank}")
@@ -134,6 +161,40 @@ class Ledger:
         self.total += len(new)
         slot.spoken = now
         slot.functions.update(item.function for item in items if item.function)
+
+    def begun(self, item: Item, members: Sequence[int], now: float) -> None:
+        """Note that an MPI function goes to these slots.
+
+        Raises:
+            PoolError: they are not distinct, or one of them takes no work or has some; nothing is noted.
+        """
+        for rank in members:
+            slot = self.slots[rank]
+            if not slot.able or slot.in_hand:
+                why = f"it has {len(slot.in_hand)} attempts in hand" if slot.able else slot.trouble
+                raise PoolError(f"slot {rank} cannot take part in task {item.task}: {why}")
+        if len(set(members)) != len(members) or not members:
+            raise PoolError(f"task {item.task} was begun on slots {list(members)[:20]}, which are not distinct")
+        for rank in members:
+            slot = self.slots[rank]
+            slot.in_hand[item.key] = slot.spoken = now
+            slot.inside = item.key
+            if item.function:
+                slot.functions.add(item.function)
+        self.total += 1
+
+    def over(self, key: Key, members: Sequence[int], back: Collection[int]) -> None:
+        """Note, once, that an MPI function has ended, and which of its slots have come back from it."""
+        self.total -= 1
+        for rank in members:
+            slot = self.slots[rank]
+            slot.in_hand.pop(key, None)
+            if rank in back:
+                slot.inside = None
+
+    def hear(self, rank: int) -> None:
+        """Note that a slot has said something."""
+        self.slots[rank].heard = self._awake
 
     def take(self, rank: int, report: messages.Report) -> Event | None:
         """Note what a slot reports and return what the coordinator should know, if anything."""
@@ -163,13 +224,21 @@ class Ledger:
         return None
 
     def lose(self, rank: int, reason: str) -> Lost:
-        """Give a slot up, with everything it has in hand."""
+        """Give a slot up, with everything it has in hand. Call `over` if an MPI function is among that."""
         slot = self.slots[rank]
         keys = list(slot.in_hand)
-        self.total -= len(keys)
+        self.total -= len(keys) - (slot.inside in slot.in_hand)
         slot.in_hand.clear()
         slot.lost = reason
         return Lost(rank, keys, reason)
+
+    def neighbour(self, node: str) -> Slot | None:
+        """Return a slot on this node that listens, if there is one."""
+        for slot in self.slots.values():
+            listens = slot.inside is None and slot.lost is None and not slot.gone
+            if listens and slot.hello and slot.hello.address and slot.hello.address.node == node:
+                return slot
+        return None
 
     def look(self, now: float) -> list[Lost]:
         """Give up the slots that were silent for too long while rank 0 was there to hear them.
@@ -180,7 +249,10 @@ class Ledger:
         return [
             self.lose(slot.rank, f"it was silent for {self._awake - slot.heard:.0f} s")
             for slot in self.slots.values()
-            if self._awake - slot.heard > self._silence_s and slot.lost is None and not slot.gone
+            if self._awake - slot.heard > self._silence_s
+            and slot.lost is None
+            and not slot.gone
+            and slot.inside is None  # nobody expects a word from it
         ]
 
     def unspoken(self, now: float, period_s: float) -> list[int]:

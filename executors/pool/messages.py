@@ -16,7 +16,7 @@ from typing import Any
 
 from pilot.errors import PoolError
 from pilot.executors.run.verdict import Finished, Item, Key
-from pilot.model import FunctionCode
+from pilot.model import FunctionCode, Log
 
 MESSAGE_BYTES_MAX = 1 << 30
 """Nothing near this is ever sent: values over 16 KiB travel as files. Larger counts would overflow MPI's int."""
@@ -35,6 +35,16 @@ class Node:
     cpu_model: str
     memory_bytes: int
     kernel: str
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """How to nudge a rank that is in an MPI function, from its own node: see `watch`."""
+
+    node: str
+    """The same for two ranks exactly if they can; see `bell.neighbourhood`."""
+    name: bytes
+    secret: bytes
 
 
 # -- rank 0 to a slot -----------------------------------------------------------------------------
@@ -59,6 +69,51 @@ class Dispatch:
 
 def _dispatch(columns: _Columns) -> Dispatch:
     return Dispatch(tuple(map(Item._make, zip(*columns, strict=True))))
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Run this MPI function now, together with the other members; sent to slots that hold nothing.
+
+    All members of a function get it, and all that concerns communicators, in one order of the whole pool.
+    """
+
+    item: Item
+    """Its frame is from `pack_work`, with the place set."""
+    members: tuple[int, ...]
+    """The pool's ranks that run it, in the order of the task's ranks."""
+    number: int
+    """Counts the MPI functions of the pool; names the communicator that this one is given."""
+    group: int
+    """Names the communicator of these members of which that is a copy."""
+    new: bool
+    """Make the communicator of the members first."""
+    free: tuple[int, ...]
+    """Before that, free these, which exactly the same members have: as `Free` says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Free communicators; sent to all their members while none of them is in a function."""
+
+    groups: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nudge:
+    """Tell a rank on your node, which cannot hear rank 0 now, to end the MPI function it is in."""
+
+    address: Address
+    why: str
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Run what is dispatched on these CPUs."""
+
+    cpus: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +165,7 @@ class Hello:
     """Version of the MPI standard."""
     size: int
     """Size of the MPI program as this rank sees it."""
+    address: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +180,20 @@ class Results:
 
 def _results(columns: _Columns) -> Results:
     return Results(tuple(map(Finished._make, zip(*columns, strict=True))))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """How an MPI function ended in one of its ranks."""
+
+    key: Key
+    index: int
+    """The rank in the task's communicator."""
+    body: bytes
+    """A packed `Result`."""
+    log: Log | None
+    worn: str = ""
+    """Why this rank cannot run MPI functions any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +240,10 @@ class Bye:
     """
 
 
-Order = Functions | Dispatch | Recall | Cancel | Ping | Ending | Stop | Bye
+Order = Functions | Dispatch | Begin | Free | Nudge | Bind | Recall | Cancel | Ping | Ending | Stop | Bye
 """What rank 0 sends."""
 
-Report = Hello | Results | Returned | Beat | Failing | Able | Bye
+Report = Hello | Results | Part | Returned | Beat | Failing | Able | Bye
 """What a slot sends."""
 
 Message = Order | Report

@@ -11,10 +11,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pilot.errors import PoolError, WorldSizeMismatch
+from pilot.executors.pool.bell import neighbourhood
 from pilot.executors.pool.ledger import Event, Ledger, Lost, Slot
-from pilot.executors.pool.messages import Bye, Cancel, Dispatch, Ending, Functions, Message, Ping, Recall, Stop
+from pilot.executors.pool.messages import (
+    Begin,
+    Bind,
+    Bye,
+    Cancel,
+    Dispatch,
+    Ending,
+    Functions,
+    Message,
+    Nudge,
+    Part,
+    Ping,
+    Recall,
+    Stop,
+)
+from pilot.executors.pool.together import Limits, Together
 from pilot.executors.pool.transport import Transport
 from pilot.executors.pool.waiting import Backoff, wait_readable
+from pilot.executors.pool.watch import nudge
 from pilot.executors.run.verdict import Item, Key
 from pilot.model import FunctionCode
 
@@ -42,6 +59,8 @@ class Settings:
     """A slot that says nothing for so long is lost; slots beat every second."""
     ping_s: float = 5.0
     """A slot to which nothing was sent for so long is pinged, so that it knows we are alive."""
+    together: Limits = Limits()  # noqa: RUF009  frozen
+    """Of MPI functions."""
 
 
 class Slots:
@@ -68,6 +87,8 @@ class Slots:
         self._code = code
         self._settings = settings
         self._ledger = Ledger(range(1, transport.size), settings.silence_s, time.monotonic())
+        self._together = Together(self._ledger, settings.together)
+        self._place = neighbourhood()
         self._backoff = Backoff(*(NEAR_WAITS_S if transport.all_near else WAITS_S))
         self._looked = 0.0
         self._parent = os.getppid()
@@ -84,8 +105,13 @@ class Slots:
 
     @property
     def stopped(self) -> bool:
-        """Whether every slot has said goodbye or is lost."""
-        return all(slot.gone or slot.lost is not None for slot in self._ledger.slots.values())
+        """Whether every slot has said goodbye, or will not: it is lost, or stuck in an MPI function."""
+        return all(slot.gone or slot.lost is not None or slot.stuck for slot in self._ledger.slots.values())
+
+    @property
+    def recycle(self) -> str:
+        """Why this pool should be drained and started anew soon; empty if it need not."""
+        return self._together.recycle
 
     def able(self) -> list[int]:
         """Return the slots that take work."""
@@ -96,7 +122,7 @@ class Slots:
         return self._ledger.slots[slot].in_hand
 
     def load(self) -> int:
-        """Return how many attempts all slots have in hand together."""
+        """Return how many attempts all slots have in hand together; an MPI function counts once."""
         return self._ledger.total
 
     # -- telling --------------------------------------------------------------------------------
@@ -117,6 +143,25 @@ class Slots:
             self._transport.send(slot, Dispatch(batch))
         self._expect_more()
 
+    def begin(self, item: Item, members: Sequence[int]) -> None:
+        """Run an MPI function in these slots, which hold nothing, in the order of its ranks.
+
+        It comes back as one result, in a `Finished` of its first slot. Until then no slot of it takes other work.
+
+        Raises:
+            PoolError: a slot takes no work, or has some; nothing was sent.
+        """
+        needing = [slot for slot in members if self._ledger.unknown(slot, (item,))]
+        for to, order in self._together.begin(item, members, time.monotonic(), time.time()):
+            if needing and order.__class__ is Begin:
+                self._transport.send_all(needing, Functions((self._code(item.function or ""),)))
+            self._transport.send_all(to, order)
+        self._expect_more()
+
+    def bind(self, slot: int, cpus: Sequence[int]) -> None:
+        """Let what is dispatched to a slot run on these CPUs."""
+        self._send(self._ledger.slots[slot], Bind(tuple(cpus)))
+
     def recall(self, slot: int, count: int | None = None) -> int:
         """Ask for up to `count` attempts (None: all) that have not begun: the last ones, in their order.
 
@@ -131,9 +176,14 @@ class Slots:
     def cancel(self, task: str, attempt: int) -> bool:
         """End an attempt: it comes back `Returned` if it had not begun, else as a result of any outcome.
 
+        An MPI function has always begun.
+
         Return whether a slot has it in hand.
         """
         key = (task, attempt)
+        if self._together.cancel(key, time.monotonic()):
+            self._nudge(time.monotonic())
+            return True
         for state in self._ledger.slots.values():
             if key in state.in_hand:
                 self._send(state, Cancel((key,)))
@@ -228,9 +278,11 @@ class Slots:
         events: list[Event] = []
         while not self.stopped and (left_s := deadline - time.monotonic()) > 0:
             events += self.poll(min(left_s, 0.5))
-        late = [slot.rank for slot in self._ledger.slots.values() if not slot.gone and slot.lost is None]
-        lost: list[Lost] = [self._ledger.lose(rank, f"it did not stop within {timeout_s:g} s") for rank in late]
-        return [*events, *lost]
+        slots = self._ledger.slots.values()
+        late = [slot.rank for slot in slots if not slot.gone and slot.lost is None and not slot.stuck]
+        for rank in late:
+            events += self._together.lose(self._ledger.lose(rank, f"it did not stop within {timeout_s:g} s"))
+        return events
 
     def close(self, timeout_s: float = 10.0) -> bool:
         """Release the slots that have stopped; return whether MPI can be left in order.
@@ -267,6 +319,8 @@ class Slots:
             self._transport.send(lost.slot, Cancel(tuple(lost.keys)))
             self._transport.send(lost.slot, Stop())
             yield lost
+        yield from self._together.look(now)
+        self._nudge(now)
         for rank in self._ledger.unspoken(now, self._settings.ping_s):
             self._transport.send(rank, Ping())
 
@@ -277,9 +331,26 @@ class Slots:
             if received is None:
                 return
             rank, message = received
+            if isinstance(message, Part):
+                yield from self._together.take(rank, message, time.monotonic())
+                continue
             event = self._ledger.take(rank, message)  # type: ignore[arg-type]
-            if event is not None:
+            if isinstance(event, Lost):
+                yield from self._together.lose(event)
+            elif event is not None:
                 yield event
+
+    def _nudge(self, now: float) -> None:
+        """Have those interrupted that are in MPI functions which should end."""
+        for rank, why, key in self._together.nudges(now):
+            hello = self._ledger.slots[rank].hello
+            address = hello.address if hello else None
+            if address is None:
+                continue
+            if address.node == self._place:
+                nudge(address, why, key)
+            elif neighbour := self._ledger.neighbour(address.node):
+                self._send(neighbour, Nudge(address, why, key))
 
     def _wait_s(self) -> float:
         if self._transport.sending or self._transport.arriving:

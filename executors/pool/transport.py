@@ -16,7 +16,7 @@ from pilot.executors.pool.messages import Message, decode, encode
 from pilot.executors.pool.mpi import MPI
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
 TAG = 1
 _BUFFER_BYTES = 64 * 1024
@@ -87,11 +87,20 @@ class Transport:
         Raises:
             PoolError: the message is over `messages.MESSAGE_BYTES_MAX`.
         """
+        self.send_all((to,), message)
+
+    def send_all(self, to: Iterable[int], message: Message) -> None:
+        """Start sending one message to several ranks.
+
+        Raises:
+            PoolError: see `send`.
+        """
         data = encode(message)
-        request = self._comm.Isend([data, MPI.BYTE], to, TAG)
-        if not request.Test():
-            self._out.append((to, request, data))
-        self._ring(to)
+        for rank in to:
+            request = self._comm.Isend([data, MPI.BYTE], rank, TAG)
+            if not request.Test():
+                self._out.append((rank, request, data))
+            self._ring(rank)
 
     def _ring(self, to: int) -> None:
         name = self._near.get(to)

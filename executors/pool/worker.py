@@ -1,7 +1,8 @@
 """A slot: the loop of a rank above 0, between rank 0 and the slot's child.
 
-The rank never computes and never waits in MPI. It sleeps on its child's descriptors, so that a result
-wakes it at once, and looks for messages after a time that grows while nothing happens.
+But for MPI functions, which are called in the rank itself, it never computes and never waits in MPI. It sleeps on
+its child's descriptors, so that a result wakes it at once, and looks for messages after a time that grows while
+nothing happens.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from typing import Any
 
 from pilot.errors import PoolError
 from pilot.executors.pool import identity, messages
+from pilot.executors.pool.inrank import InRank, Means
 from pilot.executors.pool.outbox import Outbox
 from pilot.executors.pool.signals import Flags
 from pilot.executors.pool.waiting import AwakeClock, Backoff, wait_readable
+from pilot.executors.pool.watch import new_address, nudge
 from pilot.executors.pool.world import EXIT_ALONE, World, start
 from pilot.executors.run.handle import Child, Item, Key
 
@@ -52,7 +55,9 @@ class Alone(PoolError):
     """Rank 0 or the launcher is gone: nobody will ever take this slot's results."""
 
 
-def run(child: Child, expected_ranks: int, host: str, settings: Settings = Settings()) -> int:
+def run(
+    child: Child, expected_ranks: int, host: str, settings: Settings = Settings(), means: Means | None = None
+) -> int:
     """Be a slot until rank 0 lets go; return the exit code of the process.
 
     Args:
@@ -60,6 +65,7 @@ def run(child: Child, expected_ranks: int, host: str, settings: Settings = Setti
         expected_ranks: size of the program that the launcher was asked for.
         host: name of this node, or the name under which it pretends to be one.
         settings: what may differ from pool to pool.
+        means: what MPI functions need; None: refuse them.
 
     Raises:
         WorldSizeMismatch: see `world.start`.
@@ -70,7 +76,7 @@ def run(child: Child, expected_ranks: int, host: str, settings: Settings = Setti
     with contextlib.closing(child):
         world = start(expected_ranks, settings.doorbell)
         try:
-            Slot(world, child, host, flags, settings).serve()
+            Slot(world, child, host, flags, settings, means).serve()
         except Alone as exc:
             child.close()  # abort does not return
             world.abort(EXIT_ALONE, str(exc))
@@ -81,8 +87,12 @@ def run(child: Child, expected_ranks: int, host: str, settings: Settings = Setti
 class Slot:
     """The state of one slot. `serve` is the loop; everything else is one step of it."""
 
-    def __init__(self, world: World, child: Child, host: str, flags: Flags, settings: Settings) -> None:
+    def __init__(
+        self, world: World, child: Child, host: str, flags: Flags, settings: Settings, means: Means | None
+    ) -> None:
         self._world = world
+        self._address = new_address()
+        self._in_rank = InRank(world.parent, host, means, self._address)
         self._transport = world.transport()
         self._child = child
         self._host = host
@@ -111,7 +121,9 @@ class Slot:
             Alone: rank 0 has been silent for too long, or the launcher is gone.
         """
         w = self._world
-        self._say(messages.Hello(self._host, os.getpid(), identity.node(), w.library, w.standard, w.size))
+        self._say(
+            messages.Hello(self._host, os.getpid(), identity.node(), w.library, w.standard, w.size, self._address)
+        )
         while True:
             now = time.monotonic()
             self._hear()
@@ -224,11 +236,21 @@ class Slot:
     def _on_functions(self, message: messages.Functions) -> None:
         for code in message.codes:
             self._child.learn(code)
+            self._in_rank.learn(code)
 
     def _on_dispatch(self, message: messages.Dispatch) -> None:
         self._queue.extend(message.items)
         if self._stopping or self._failing:
             self._give_back(0, self._unbegun(None))
+
+    def _on_begin(self, message: messages.Begin) -> None:
+        """Be a rank of an MPI function; nothing is heard or said until it has ended here."""
+        self._say(self._in_rank.run(message))
+        self._look_child = True
+        self._expect_more()
+
+    def _on_nudge(self, message: messages.Nudge) -> None:
+        nudge(message.address, message.why, message.key)
 
     def _on_recall(self, message: messages.Recall) -> None:
         self._give_back(message.number, self._unbegun(message.count))
@@ -253,6 +275,9 @@ class Slot:
     _HANDLERS: dict[type, Callable[[Slot, Any], None]] = {  # noqa: RUF012  never changed
         messages.Functions: _on_functions,
         messages.Dispatch: _on_dispatch,
+        messages.Begin: _on_begin,
+        messages.Free: lambda slot, message: slot._in_rank.free(message),
+        messages.Nudge: _on_nudge,
         messages.Recall: _on_recall,
         messages.Cancel: _on_cancel,
         messages.Ping: lambda slot, message: None,  # that it came is all it says

@@ -33,6 +33,9 @@ EXIT_LEFTOVER = 83
 EXIT_ALONE = 84
 """A slot heard nothing from rank 0 past its deadline, or its launcher is gone."""
 
+EXIT_STUCK = 85
+"""An MPI function in a program of its own failed in some ranks, and others did not come back; their parts say so."""
+
 EXIT_FINALIZE = 1
 """MPI's own finalize hung past its deadline (the code is `faulthandler`'s); a traceback is on stderr."""
 
@@ -49,6 +52,8 @@ class World:
     """A private copy of the world, for the pool's messages only."""
     messages: Transport
     """The message transport over `comm`."""
+    parent: MPI.Intracomm
+    """Another private copy, of which the communicators of MPI functions are made."""
     rank: int
     size: int
     library: str
@@ -61,30 +66,36 @@ class World:
         return self.messages
 
     def finish(self) -> None:
-        """Leave MPI in order; every rank must come here, with no message unmatched.
-
-        Finalize waits for all ranks inside C, so a watchdog that needs no interpreter ends the process if
-        one of them never comes.
-        """
-        faulthandler.dump_traceback_later(FINALIZE_TIMEOUT_S, exit=True)
+        """Leave MPI in order; every rank must come here, with no message unmatched."""
+        self.parent.Free()
         self.comm.Free()
-        MPI.Finalize()
-        faulthandler.cancel_dump_traceback_later()
+        finalise()
 
     def abort(self, code: int, why: str) -> NoReturn:
         """Say why on stderr and end every rank of the program at once."""
-        _complain(f"{why}\n")
-        _abort(code)
+        abort(code, why)
 
 
 def start(expected_ranks: int, doorbell: bool = True) -> World:
-    """Initialise MPI on the main thread and check that the launcher made one program of all ranks.
+    """Initialise MPI as `initialise` does, and make what the ranks of a pool need.
 
     Waits for all ranks, inside MPI. They must be given equal arguments.
 
     Args:
         expected_ranks: how many ranks the launcher was asked for.
         doorbell: see `Transport`.
+    """
+    library = initialise(expected_ranks)
+    comm, parent = MPI.COMM_WORLD.Dup(), MPI.COMM_WORLD.Dup()
+    return World(
+        comm, Transport(comm, doorbell), parent, comm.Get_rank(), comm.Get_size(), library, MPI.Get_version()
+    )  # fmt: skip
+
+
+def initialise(expected_ranks: int) -> str:
+    """Initialise MPI on the main thread and check that the launcher made one program of all ranks.
+
+    Return what the library calls itself.
 
     Raises:
         WorldSizeMismatch: the program has another size or this rank another number than the launcher said.
@@ -103,8 +114,24 @@ def start(expected_ranks: int, doorbell: bool = True) -> World:
         )
     if provided < MPI.THREAD_FUNNELED:
         raise PoolError(f"asked {library!r} for MPI_THREAD_FUNNELED, got level {provided}: threads are not allowed")
-    comm = MPI.COMM_WORLD.Dup()
-    return World(comm, Transport(comm, doorbell), rank, size, library, MPI.Get_version())
+    return library
+
+
+def finalise() -> None:
+    """Leave MPI; every rank must come here soon.
+
+    Finalize waits for all ranks inside C, so a watchdog that needs no interpreter ends the process if one of them
+    never comes.
+    """
+    faulthandler.dump_traceback_later(FINALIZE_TIMEOUT_S, exit=True)
+    MPI.Finalize()
+    faulthandler.cancel_dump_traceback_later()
+
+
+def abort(code: int, why: str) -> NoReturn:
+    """Say why on stderr and end every rank of the program at once."""
+    _complain(f"{why}\n")
+    _abort(code)
 
 
 def guarded(program: Callable[[], int]) -> NoReturn:
