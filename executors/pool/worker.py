@@ -25,6 +25,7 @@ from pilot.executors.pool.waiting import AwakeClock, Backoff, wait_readable
 from pilot.executors.pool.watch import new_address, nudge
 from pilot.executors.pool.world import EXIT_ALONE, World, start
 from pilot.executors.run.handle import Child, Item, Key
+from pilot.executors.run.share import set_cpus
 
 WAITS_S = (200e-6, 10e-3)
 """Shortest and longest sleep between two looks for messages; see `Backoff`."""
@@ -249,6 +250,12 @@ class Slot:
         self._look_child = True
         self._expect_more()
 
+    def _on_bind(self, message: messages.Bind) -> None:
+        """Take these CPUs, for MPI functions too; children started from now on inherit that."""
+        with contextlib.suppress(OSError):  # not ours to use: nothing is bound
+            set_cpus(os.getpid(), message.cpus)
+        self._child.bind(message.cpus)
+
     def _on_nudge(self, message: messages.Nudge) -> None:
         nudge(message.address, message.why, message.key)
 
@@ -278,6 +285,7 @@ class Slot:
         messages.Begin: _on_begin,
         messages.Free: lambda slot, message: slot._in_rank.free(message),
         messages.Nudge: _on_nudge,
+        messages.Bind: _on_bind,
         messages.Recall: _on_recall,
         messages.Cancel: _on_cancel,
         messages.Ping: lambda slot, message: None,  # that it came is all it says
