@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pilot.define import command, task
     from pilot.errors import PilotError, TaskFailed
     from pilot.future import Future
-    from pilot.model import Resources
     from pilot.plain import register
+    from pilot.resources import Resources
     from pilot.states import Outcome, State
 
 __version__ = "0.1.0"
@@ -29,7 +29,7 @@ _WHERE = {
     "Outcome": ("pilot.states", "Outcome"),
     "PilotError": ("pilot.errors", "PilotError"),
     "Project": ("pilot.client", "Project"),
-    "Resources": ("pilot.model", "Resources"),
+    "Resources": ("pilot.resources", "Resources"),
     "State": ("pilot.states", "State"),
     "TaskFailed": ("pilot.errors", "TaskFailed"),
     "as_completed": ("concurrent.futures", "as_completed"),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from pilot.errors import PoolError
 from pilot.fitting import GPU, Group, bits_of, choose_gpus, in_a_row, neighbours, pick, runs, spread
-from pilot.model import Resources
+from pilot.resources import Resources
 
 
 class Node(NamedTuple):

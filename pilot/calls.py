@@ -96,6 +96,12 @@ def takes(function: Callable[..., Any], name: str) -> bool:
     return name in shape.names or name in shape.keyword_only
 
 
+def position(function: Callable[..., Any], name: str) -> int | None:
+    """Return the number, from 0, of the positional argument that fills this parameter; None if none does."""
+    names = _shape_of(function).names
+    return names.index(name) if name in names else None
+
+
 def requires(function: Callable[..., Any], name: str) -> bool:
     """Return whether the function has a parameter of this name without a default."""
     shape = _shape_of(function)

@@ -11,8 +11,9 @@ from pilot import calls, functions, source
 from pilot.client import Project, current_project
 from pilot.errors import InvalidInput
 from pilot.future import Future
-from pilot.model import Command, Resources, TaskSpec
+from pilot.model import Command, TaskSpec
 from pilot.progress import bar
+from pilot.resources import Resources
 from pilot.states import Kind
 
 P = ParamSpec("P")
@@ -158,7 +159,12 @@ def _bind_without_comm(
     """Bind the arguments of an MPI function, all but the communicator, which its pool gives it."""
     if COMM in kwargs:
         raise InvalidInput(f"argument {COMM!r} is the communicator, which the pool passes; leave it out of submit")
-    return [pair for pair in calls.bind(function, args, {**kwargs, COMM: None}) if pair[0] != COMM]
+    place = calls.position(function, COMM)
+    if place is not None and place < len(args):
+        args = [*args[:place], None, *args[place:]]
+    else:
+        kwargs = {**kwargs, COMM: None}
+    return [pair for pair in calls.bind(function, args, kwargs) if pair[0] != COMM]
 
 
 def _rows(iterables: Sequence[Iterable[Any]]) -> Iterator[tuple[Any, ...]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from pilot import lifecycle
 from pilot.layout import Layout
-from pilot.model import LOST_BUDGET, Resources
+from pilot.model import LOST_BUDGET
+from pilot.resources import Resources
 from pilot.states import ENDED, State
 
 Document = dict[str, Any]

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pilot.board import Board, Node, Shape, Spot, shape_of
-from pilot.model import Placement, RankPlace, Resources
+from pilot.model import Placement, RankPlace
+from pilot.resources import Resources
 
 PRETENDED = "~"
 """``name~2`` is the third of several nodes that are pretended to be on the machine `name`."""

@@ -18,8 +18,9 @@ from typing import Any
 from pilot import lifecycle
 from pilot.errors import Fenced, InvalidInput, StoreError
 from pilot.layout import Layout
-from pilot.model import BUCKETS, Resources, bucket_of
+from pilot.model import BUCKETS, bucket_of
 from pilot.prepare import Held, Preparer, Refused
+from pilot.resources import Resources
 from pilot.store import events, pilots, tasks
 from pilot.store.mongo import Store
 

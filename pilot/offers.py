@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pilot.config import ProjectConfig, load_site
 from pilot.errors import InvalidInput, NotOffered
 from pilot.layout import Layout
-from pilot.model import Resources
+from pilot.resources import Resources
 from pilot.store import pilots
 from pilot.store.mongo import Store
 

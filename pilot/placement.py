@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from pilot.board import Board, Shape, Spot
 from pilot.fitting import GPU
-from pilot.model import Resources
+from pilot.resources import Resources
 
 REVIEW_S = 10.0
 """How long slots stay reserved for a task before others are considered; doubled each time they are exchanged."""

@@ -81,7 +81,8 @@ def _slot(path: str, config: dict[str, Any], rank: int) -> int:
     file = slot_file(Path(root) / ".pilot" / "pilots" / settings["pilot"] / "output", host, rank)
     child = Child(argv, env, Output(file), rank, host)
     child.start()
-    return run(child, settings["slots"] + 1, host, means=Means(Objects(f"{root}/.pilot/objects"), root, file))
+    means = Means(Objects(f"{root}/.pilot/objects"), root, file.with_suffix(".mpi.out"))
+    return run(child, settings["slots"] + 1, host, means=means)
 
 
 def _host(settings: dict[str, Any], rank: int) -> str:

@@ -15,7 +15,8 @@ from pilot import records, signing
 from pilot.errors import DecodingError, ObjectMissing, PilotError, PythonMismatch, SignatureError
 from pilot.executors.run.handle import Item
 from pilot.executors.run.wire import pack_work
-from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Placement, Resources, Work, official_record
+from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Placement, Work, official_record
+from pilot.resources import Resources
 from pilot.states import Kind, State
 from pilot.store import provenance, tasks
 from pilot.store.mongo import Store
@@ -147,10 +148,12 @@ class Preparer:
                     self._resolve(link.task, link.output, officials.get(link.task), linked, sources)
         resources = _resources(doc["class"])
         command = Command.from_document(doc["command"]) if doc["command"] else None
+        # What may have ended a pool; and the ranks have seen their GPUs, which libraries ask for once.
+        alone = "suspect" in doc or (resources.ranks is not None and resources.gpus > 0)
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
             tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
-            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, "suspect" in doc,
+            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, alone,
         )  # fmt: skip
         fresh = doc.get("fresh", False)
         item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))

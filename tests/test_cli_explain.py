@@ -10,7 +10,7 @@ import pytest
 from pilot.cli import facts as reading
 from pilot.cli import queries, text
 from pilot.explain import Attempt, Facts, Other, Pilot, held_up, reasons, refusal
-from pilot.model import Resources
+from pilot.resources import Resources
 from pilot.states import State
 from pilot.store.mongo import Store
 
@@ -44,10 +44,10 @@ def test_a_pilot_that_is_starting() -> None:
 
 
 def test_more_cores_than_any_slot_has() -> None:
-    said = ready("c3", pilots=[UP])
+    said = ready("c9", pilots=[UP])
     assert said == (
-        "pilot p1 cannot run it: 3 cores are needed, the slots there have 2\n"
-        "start a pilot that can: `pilot up --cores-per-slot 3`"
+        "pilot p1 cannot run it: needs 5 slots on one node, the largest node here has 4\n"
+        "start a pilot that can: `pilot up --cores-per-slot 9`"
     )
 
 
@@ -82,8 +82,8 @@ def test_all_slots_are_busy() -> None:
 
 def test_one_pilot_of_two_can_run_it() -> None:
     wide = Pilot("p9", "n2", 2, 16, 2, 1.0)
-    said = ready("c8", pilots=[UP, wide])
-    assert "pilot p1 cannot run it: 8 cores" in said
+    said = ready("c9", pilots=[UP, wide])
+    assert "pilot p1 cannot run it: needs 5 slots on one node, the largest node here has 4" in said
     assert "all 2 slots of p9 are busy" in said
 
 
@@ -173,11 +173,11 @@ def test_every_attempt_is_told() -> None:
 def test_held_up() -> None:
     assert held_up({}, []) == []
     assert held_up({"c1": 5}, [UP]) == []
-    assert held_up({"c1": 5, "c2": 1}, []) == ["6 tasks are ready and no pilot is up: `pilot up` starts one"]
+    assert held_up({"c1": 5, "c9": 1}, []) == ["6 tasks are ready and no pilot is up: `pilot up` starts one"]
     assert held_up({"c1": 5}, [Pilot("p1", "n1", 0, 1, 0, 1.0)]) == []  # it is starting
-    assert held_up({"c1": 5, "c4": 1}, [UP]) == [
-        "1 task is ready that no pilot takes: 4 cores are needed, the slots there have 2; "
-        "start one with `pilot up --cores-per-slot 4`"
+    assert held_up({"c1": 5, "c4": 1, "c9": 1}, [UP]) == [
+        "1 task is ready that no pilot takes: needs 5 slots on one node, the largest node here has 4; "
+        "start one with `pilot up --cores-per-slot 9`"
     ]
 
 

@@ -13,6 +13,7 @@ from pilot import commit, leasing, records, signing
 from pilot.commit import Committer, Ended
 from pilot.errors import StoreRejected, StoreUnavailable
 from pilot.executors.run.verdict import Item
+from pilot.layout import Layout
 from pilot.leasing import Leaser
 from pilot.model import Result, Usage
 from pilot.prepare import Held, Refused
@@ -46,9 +47,10 @@ class Half:
         pilots.register(store, "pilot", {"state": "running"})
         pilots.open_pool(store, TOKEN, "pilot", {})
         preparer: Any = Anything()
+        layout = Layout.from_document({"slots": 2})
         self.leaser = Leaser(
-            store, TOKEN, preparer, pilot="pilot", slot_cores=1, end_at=None, beat_s=0.05, ttl_s=1.0,
-            wake=lambda: None, failed=self.errors.append,
+            store, TOKEN, preparer, pilot="pilot", layout=layout, room=lambda name: 0, end_at=None,
+            beat_s=0.05, ttl_s=1.0, wake=lambda: None, failed=self.errors.append,
         )  # fmt: skip
         place = records.Place(TOKEN, {"pilot": "pilot"})
         self.committer = Committer(

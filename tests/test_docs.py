@@ -21,7 +21,7 @@ import pytest
 
 import pilot
 from pilot.cli.app import COMMANDS, cli
-from pilot.model import parse_duration, parse_size
+from pilot.resources import parse_duration, parse_size
 from pilot.states import Outcome, PilotState, PoolState, State
 from tests import rig
 from tests.conftest import need

@@ -12,7 +12,8 @@ from hypothesis import given
 from pilot import lifecycle
 from pilot.errors import IllegalTransition, InvalidInput
 from pilot.lifecycle import Backoff, Counters, Verdict, Watch, after_attempt, settle
-from pilot.model import LOST_BUDGET, Resources, new_token, parse_duration, parse_size
+from pilot.model import LOST_BUDGET, new_token
+from pilot.resources import Resources, parse_duration, parse_size
 from pilot.states import ALLOWED, ENDED, GOOD, Outcome, State, check_move
 
 # -- after an attempt -------------------------------------------------------------------------------

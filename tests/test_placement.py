@@ -5,8 +5,8 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from pilot.model import Resources
 from pilot.placement import fits, share, take_back
+from pilot.resources import Resources
 
 LOADS = st.dictionaries(st.integers(1, 64), st.integers(0, 40), max_size=24)
 

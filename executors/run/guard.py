@@ -67,7 +67,7 @@ class Guard:
         """The environment at the start; do not change it."""
         self._enable_dumps()
         self._handlers = list(map(_signal.getsignal, _SIGNALS))
-        self._threads, self._children = _thread._count(), 0
+        self._threads, self._children = _thread._count(), _living_children()
 
     def _enable_dumps(self) -> None:
         """Make a crash, and the SIGQUIT that comes before a walltime's end, print where the code is."""

@@ -15,7 +15,7 @@ from pilot.cli import text
 from pilot.cli.app import Flags, debug_flag
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import InvalidInput
-from pilot.model import parse_duration, parse_size
+from pilot.resources import parse_duration, parse_size
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 

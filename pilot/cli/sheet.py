@@ -9,7 +9,8 @@ from typing import Any
 from pilot import explain
 from pilot.cli import text
 from pilot.cli.common import Rows, console, escaped, now
-from pilot.model import Resources, official_record
+from pilot.model import official_record
+from pilot.resources import Resources
 
 Document = dict[str, Any]
 
