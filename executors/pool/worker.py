@@ -252,6 +252,9 @@ class Slot:
     def _on_nudge(self, message: messages.Nudge) -> None:
         nudge(message.address, message.why, message.key)
 
+    def _on_bind(self, message: messages.Bind) -> None:
+        self._child.bind(message.cpus)  # type: ignore[attr-defined]  # until executors/run has it
+
     def _on_recall(self, message: messages.Recall) -> None:
         self._give_back(message.number, self._unbegun(message.count))
 
@@ -278,6 +281,7 @@ class Slot:
         messages.Begin: _on_begin,
         messages.Free: lambda slot, message: slot._in_rank.free(message),
         messages.Nudge: _on_nudge,
+        messages.Bind: _on_bind,
         messages.Recall: _on_recall,
         messages.Cancel: _on_cancel,
         messages.Ping: lambda slot, message: None,  # that it came is all it says
