@@ -201,3 +201,29 @@ def uses(comm: Any) -> float:
 def grows(comm: Any, size: int) -> bytes:
     """Return something large from every rank."""
     return bytes([comm.Get_rank()]) * size
+
+
+def sleeps(comm: Any, seconds: float) -> None:
+    """Sleep."""
+    time.sleep(seconds)
+
+
+def hangs(comm: Any, file: str) -> None:
+    """Say that it is there, and wait inside MPI for ever."""
+    if comm.Get_rank() == 0:
+        with open(file, "w"):
+            pass
+    comm.recv(source=0, tag=77)
+
+
+def needs(comm: Any, size: int) -> int:
+    """Take some memory."""
+    return len(bytearray(size))
+
+
+def forks(comm: Any) -> int:
+    """Come back twice."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return comm.Get_rank()

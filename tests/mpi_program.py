@@ -25,7 +25,7 @@ def mpi_item(task: str, function: str, members: list[int], **options: Any) -> It
     place = Placement(tuple([RankPlace(f"node{m % 2}", (m,), tuple(at)) for m, at in zip(members, cpus, strict=True)]))
     work = Work(
         task, 1, Kind.FUNCTION, function, name, None, tuple(inputs), {}, options.get("memory_bytes"), 1,
-        ranks=len(members), gather=options.get("gather", False), place=place,
+        options.get("folder", ""), ranks=len(members), gather=options.get("gather", False), place=place,
     )  # fmt: skip
     return Item(task, 1, name, options.get("walltime_s"), False, pack_work(work))
 
@@ -108,6 +108,17 @@ def late(game: Game) -> None:
     game.until(lambda: len(game.slots.able()) == len(game.slots.slots))
     game.slots.begin(mpi_item("after", "where", [1, 2]), [1, 2])
     game.until(lambda: "after" in game.outcomes)
+
+
+def stop(game: Game) -> None:
+    """Stop the pool while a function runs."""
+    game.slots.begin(mpi_item("short", "sleeps", [1, 2], args={"seconds": 1.0}), [1, 2])
+
+
+def hang(game: Game) -> None:
+    """Be inside MPI in all slots."""
+    game.slots.begin(mpi_item("hang", "hangs", [1, 2], args={"file": str(game.folder / "inside")}), [1, 2])
+    game.until(lambda: False, 60)
 
 
 def leak(game: Game) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,46 @@ def test_ranks_without_means_refuse(pool: Pool) -> None:
     assert report["results"][0]["outcome"] == "lost"
     assert "were not given" in report["results"][0]["failure"]["message"]
     assert report["able"] == []
+
+
+def test_folder_of_another_submitter_is_not_mixed_in(pool: Pool) -> None:
+    calls = [("where", [1, 2], {"folder": "/tmp"}), ("where", [1, 2], {"folder": "/var"})]
+    report = pool.plays("functions", calls=calls)
+    assert [one["outcome"] for one in report["results"]] == ["succeeded", "lost"]
+    assert "Stale" in report["recycle"]
+    assert report["able"] == []
+
+
+def test_memory_limit_is_of_each_rank(pool: Pool) -> None:
+    fits, too_much, good = play(
+        pool,
+        ("needs", [1, 2], {"memory_bytes": 200 << 20, "args": {"size": 50 << 20}}),
+        ("needs", [1, 2], {"memory_bytes": 200 << 20, "args": {"size": 400 << 20}}),
+        ("needs", [1, 2], {"args": {"size": 400 << 20}}),
+    )
+    assert fits["outcome"] == good["outcome"] == "succeeded"
+    assert "more than its memory limit of 200 MiB" in too_much["failure"]["message"]
+
+
+def test_forked_copy_of_a_rank_does_not_answer(pool: Pool) -> None:
+    forked, good = play(pool, ("forks", [1, 2], {"gather": True}), ("where", [1, 2], {}))
+    assert forked["values"] == {"result[0]": 0, "result[1]": 1}
+    assert good["outcome"] == "succeeded"
+
+
+def test_stop_waits_for_what_runs(pool: Pool) -> None:
+    assert pool.plays("stop")["outcomes"] == {"succeeded": 1}
+
+
+def test_killed_launcher_takes_ranks_inside_mpi_with_it(pool: Pool) -> None:
+    launched = pool.start("hang")
+    deadline = time.monotonic() + 60
+    while not (pool.folder / "inside").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    launched.kill()
+    launched.wait()
+    assert pool.gone(10.0) == []
 
 
 def test_crash_ends_the_program_and_leaves_words(pool: Pool) -> None:

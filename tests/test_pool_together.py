@@ -43,6 +43,9 @@ class Books:
         body = pack_result(result(index, task=task, **changes))
         return self.together.take(slot, Part((task, 1), index, body, None, worn), now)
 
+    def look(self, now: float) -> list[Any]:
+        return list(self.together.look(now))
+
     def able(self) -> list[int]:
         return [rank for rank, slot in self.ledger.slots.items() if slot.able]
 
@@ -119,8 +122,8 @@ def test_failure_nudges_the_others_and_then_gives_them_up() -> None:
     assert list(books.together.nudges(8.9)) == []
     assert len(list(books.together.nudges(9.0))) == 2
     assert books.part("t", 2, 3, now=9.5, outcome=Outcome.FAILED, type=parts.WITH_OTHERS) == []
-    assert books.together.look(14.9) == []
-    finished, quarantined = books.together.look(15.0)
+    assert books.look(14.9) == []
+    finished, quarantined = books.look(15.0)
     ended = finished.results[0].result()
     assert (ended.outcome, ended.failure.type) == (Outcome.FAILED, "ValueError")
     assert ended.failure.message == "rank 1 of 3 on n1: no"
@@ -141,7 +144,7 @@ def test_cancel_nudges_at_once() -> None:
     assert not books.together.cancel(("u", 1), 3.0)
     assert books.together.cancel(("t", 1), 3.0)
     assert list(books.together.nudges(3.0)) == [(1, CANCELLED, ("t", 1)), (2, CANCELLED, ("t", 1))]
-    finished, quarantined = books.together.look(13.0)
+    finished, quarantined = books.look(13.0)
     assert finished.results[0].result().outcome is Outcome.CANCELLED
     assert quarantined.slots == (1, 2)
 
@@ -150,8 +153,8 @@ def test_walltime_that_nobody_obeys_ends_the_function() -> None:
     books = Books()
     books.begin("t", 1, 2, now=1.0, walltime_s=5.0)
     assert list(books.together.nudges(7.0)) == []  # the ranks watch it themselves
-    assert books.together.look(15.9) == []
-    finished, _ = books.together.look(16.0)
+    assert books.look(15.9) == []
+    finished, _ = books.look(16.0)
     ended = finished.results[0].result()
     assert ended.outcome is Outcome.TIMEOUT
     assert ended.usage.wall_s == pytest.approx(15.0)
@@ -175,7 +178,7 @@ def test_busy_slot_is_not_silent_and_a_lost_one_loses_the_function_once() -> Non
     lost = [one.slot for now in range(0, 61) for one in books.ledger.look(float(now))]
     assert lost == [4]
     books.part("t", 2, 3)
-    events = books.together.lose(books.ledger.lose(1, "it did not stop"))
+    events: list[Any] = books.together.lose(books.ledger.lose(1, "it did not stop"))
     assert events[0] == Lost(1, [("t", 1)], "it did not stop")
     assert [event.slots for event in events[1:]] == [(1, 2)]
     assert books.ledger.total == 0
