@@ -259,9 +259,6 @@ class Slot:
     def _on_nudge(self, message: messages.Nudge) -> None:
         nudge(message.address, message.why, message.key)
 
-    def _on_bind(self, message: messages.Bind) -> None:
-        self._child.bind(message.cpus)  # type: ignore[attr-defined]  # until executors/run has it
-
     def _on_recall(self, message: messages.Recall) -> None:
         self._give_back(message.number, self._unbegun(message.count))
 
