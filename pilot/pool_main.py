@@ -41,14 +41,12 @@ def _read(path: str) -> dict[str, Any]:
 
 def _child(path: str, rank: int, host: str) -> int:
     from pilot.executors.run.child import Place, inherit, serve
-    from pilot.executors.run.launch import Launchers
     from pilot.store.objects import Objects
 
     ends = inherit()
     settings = _read(path)["settings"]
-    root, plain = str(settings["root"]), settings["launchers"]
-    launchers = Launchers.of(plain) if plain else Launchers()
-    place = Place(rank, rank, host, root, f"{root}/.pilot/work", launchers, path)
+    root = str(settings["root"])
+    place = Place(rank, rank, host, root, f"{root}/.pilot/work", settings["launchers"], path)
     serve(ends, place, Objects(f"{root}/.pilot/objects"))
     return 0
 

@@ -11,6 +11,7 @@ from pilot.executors.run.command import Commands
 from pilot.executors.run.failure import signal_text
 from pilot.executors.run.nested import Nested, Program, Ran
 from pilot.executors.run.parts import Isolated, merge, part_file
+from pilot.executors.run.scrub import command_environment
 from pilot.executors.run.wire import unpack_result
 from pilot.model import Failure, FunctionCode, Result, Usage, Work
 from pilot.states import Outcome
@@ -24,7 +25,7 @@ def run_alone(
     Args:
         work: a function with ranks.
         code: of the function.
-        env: of the program.
+        env: of the child.
         config: the pool's configuration file.
         nested: starts the program.
         commands: keeps signals away while it runs.
@@ -34,6 +35,7 @@ def run_alone(
         OSError: files cannot be written or read.
     """
     ranks, started = work.ranks or 1, time.time()
+    env = command_environment(env, work.task, work.attempt, work.cores, {})
     with nested.folder(work) as folder:
         frame = os.path.join(folder, "frame")
         with open(frame, "wb") as file:

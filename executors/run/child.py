@@ -10,28 +10,30 @@ import _socket
 import os
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pilot import context
 from pilot.errors import PoolError
 from pilot.executors.run import function
-from pilot.executors.run.alone import run_alone
 from pilot.executors.run.command import Commands, Ended
 from pilot.executors.run.exchange import Exchange, Objects
 from pilot.executors.run.failure import clipped, describe
 from pilot.executors.run.frames import ENDS_VARIABLE, Inbox, Kind, Packet, send
 from pilot.executors.run.function import Functions, Stale
 from pilot.executors.run.guard import Guard, default_signals, die_with_parent
-from pilot.executors.run.launch import Launchers
 from pilot.executors.run.meter import Meter
-from pilot.executors.run.nested import Nested
 from pilot.executors.run.position import Position
-from pilot.executors.run.scrub import command_environment
 from pilot.executors.run.share import Share
 from pilot.executors.run.wire import pack_result, unpack_work
 from pilot.model import Blob, Failure, Result, Usage, Work
 from pilot.states import Kind as TaskKind
 from pilot.states import Outcome
+
+if TYPE_CHECKING:
+    from pilot.executors.run.nested import Nested
+
+_NOTHING: Mapping[str, Any] = {}
 
 
 class Ends(NamedTuple):
@@ -54,8 +56,8 @@ class Place(NamedTuple):
     """Working directory of functions, and of commands that have none of their own."""
     scratch: str
     """Where commands' private working directories are made."""
-    launchers: Launchers = Launchers()
-    """How MPI programs are started here."""
+    launchers: Mapping[str, Any] = _NOTHING
+    """How MPI programs are started here, as plain data; see `launch.Launchers.of`."""
     config: str = ""
     """The pool's configuration file."""
 
@@ -105,9 +107,8 @@ class _Runner:
         self._guard = guard
         self._exchange = Exchange(objects)
         self.functions = Functions(self._exchange)
-        self._nested = Nested(place.launchers, place.host, place.scratch)
         self._commands = Commands(self._exchange, guard, place.project, place.scratch, parent, self._nested)
-        self._share = Share(place.launchers.gpu_variable)
+        self._share = Share(place.launchers.get("gpu_variable", ""))
         self._meter = Meter()
         self._pid = os.getpid()
         self._folder = ""
@@ -175,11 +176,21 @@ class _Runner:
 
     def _alone(self, work: Work) -> Result:
         """Run an MPI function in a program of its own."""
-        env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, {})
-        code = self.functions.code(work.function or "")
-        result = run_alone(work, code, env, self._place.config, self._nested, self._commands)
+        from pilot.executors.run.alone import run_alone
+
+        env, code = self._guard.environment, self.functions.code(work.function or "")
+        result = run_alone(work, code, env, self._place.config, self._nested(), self._commands)
         self._guard.restore_pipe()
         return result._replace(rank=self._place.rank, host=self._place.host)
+
+    def _nested(self) -> Nested:
+        """Return what starts MPI programs; loaded when first needed."""
+        from pilot.executors.run.launch import Launchers
+        from pilot.executors.run.nested import Nested
+
+        plain = self._place.launchers
+        launchers = Launchers.of(plain) if plain else Launchers()
+        return Nested(launchers, self._place.host, self._place.scratch)
 
     def _of_command(self, result: Result, ended: Ended) -> Result:
         """Return the result of a command."""

@@ -5,22 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pilot.errors import InvalidInput
 from pilot.executors.run.exchange import Exchange
 from pilot.executors.run.failure import clipped, signal_text
 from pilot.executors.run.guard import Guard, die_with_parent
 from pilot.executors.run.meter import Meter
-from pilot.executors.run.nested import Nested, Program, Ran
 from pilot.executors.run.scrub import command_environment
 from pilot.model import Blob, Command, Work
 from pilot.source import file_digest
 from pilot.states import Outcome
 from pilot.values import encode
+
+if TYPE_CHECKING:
+    from pilot.executors.run.nested import Nested, Ran
 
 EXIT_CODE = "exit_code"
 """Name of the output that every command has."""
@@ -64,11 +66,11 @@ class Commands:
         project: working directory of a command that names none; others are relative to it.
         scratch: where private working directories are made.
         rank: process id of the child's rank.
-        nested: starts MPI programs.
+        nested: returns what starts MPI programs; called with the first of them, as few tasks need it.
     """
 
     def __init__(
-        self, exchange: Exchange, guard: Guard, project: str, scratch: str, rank: int, nested: Nested
+        self, exchange: Exchange, guard: Guard, project: str, scratch: str, rank: int, nested: Callable[[], Nested]
     ) -> None:  # fmt: skip
         self._exchange = exchange
         self._guard = guard
@@ -213,6 +215,9 @@ class Commands:
 
     def _launch(self, work: Work, program: str, argv: list[str], env: dict[str, str], workdir: str) -> Ended:
         """Run an MPI program; its launcher speaks for it."""
+        from pilot.executors.run.nested import Program
+
+        nested = self._nested()
         command = _command_of(work)
         path = os.path.join(workdir, program)
         if not os.access(path, os.X_OK):  # the launcher would be blamed
@@ -220,10 +225,10 @@ class Commands:
             return _not_started(argv[0], workdir, OSError(number, os.strerror(number)))
         shows = self._first_program(argv[-1], env) if command.shell else path
         try:
-            with self._nested.folder(work) as folder, self._entered(workdir):
+            with nested.folder(work) as folder, self._entered(workdir):
                 stdout = None if command.stdout is None else _inside(command.stdout, "file")
                 started = Program(program, tuple(argv[1:]), env, command.env, shows, stdout)
-                ran = self._nested.run(work, started, folder)
+                ran = nested.run(work, started, folder)
         except _NotEntered as error:
             return error.ended
         if not ran.started:
