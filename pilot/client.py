@@ -20,9 +20,9 @@ from pilot import offers, records, signing, values
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
-from pilot.model import SCHEMA, Blob, FunctionCode, Input, TaskSpec, new_batch, new_token, official_record, whole_result
+from pilot.model import SCHEMA, Blob, FunctionCode, Input, new_batch, new_token, official_record, whole_result
 from pilot.prepare import code_document
-from pilot.resources import Resources
+from pilot.resources import Resources, TaskSpec
 from pilot.results import Watcher
 from pilot.states import GOOD, State
 from pilot.store import dependants, provenance, tasks

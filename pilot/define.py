@@ -11,9 +11,9 @@ from pilot import calls, functions, source
 from pilot.client import Project, current_project
 from pilot.errors import InvalidInput
 from pilot.future import Future
-from pilot.model import Command, TaskSpec
+from pilot.model import Command
 from pilot.progress import bar
-from pilot.resources import Resources
+from pilot.resources import Resources, TaskSpec
 from pilot.states import Kind
 
 P = ParamSpec("P")

@@ -11,7 +11,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pilot.resources import Resources
 from pilot.states import Kind, Outcome
 
 SCHEMA = 1
@@ -164,33 +163,6 @@ class Command(NamedTuple):
             tuple(doc["argv"]), doc["shell"], doc["cwd"],
             dict(doc["env"]), dict(doc["files"]), dict(doc["outputs"]), doc["stdout"],
         )  # fmt: skip
-
-
-class TaskSpec(NamedTuple):
-    """One task to submit. `id` is unique in the project; parents are the tasks its inputs link to."""
-
-    id: str
-    kind: Kind
-    name: str
-    inputs: tuple[Input, ...] = ()
-    function: str | None = None
-    command: Command | None = None
-    resources: Resources = Resources()
-    priority: int = 0
-    retries: int = 0
-    fresh: bool = False
-    tags: tuple[str, ...] = ()
-    folder: str = ""
-    """Where the submitter's own modules lie; comes last on the child's ``sys.path``."""
-    gather: bool = False
-    """Of an MPI function: keep the result of every rank, not only of rank 0."""
-    waits: str = "done"
-    """``"done"``: parents must succeed, their values are used; ``"end"``: any end of theirs will do."""
-
-    @property
-    def parents(self) -> list[str]:
-        """Ids of the tasks this one waits for, each once, in the order of their use."""
-        return list(dict.fromkeys(link.task for item in self.inputs for link in item.links))
 
 
 class FunctionCode(NamedTuple):

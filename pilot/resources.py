@@ -1,4 +1,4 @@
-"""What a task asks for: durations and sizes as people write them, and the request as a whole."""
+"""Tasks as they are submitted, and what they ask for: durations and sizes as people write them, ranks, cores, GPUs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from typing import Any, NamedTuple, Self
 
 from pilot.errors import InvalidInput
+from pilot.model import Command, Input
+from pilot.states import Kind
 
 # -- durations and sizes --------------------------------------------------------------------------
 
@@ -223,3 +225,33 @@ def _check_shape(ranks: int, per_node: int | None, nodes: int | None, layout: st
         raise InvalidInput(
             f"{ranks} ranks with ranks_per_node {per_node} take {-(-ranks // per_node)} nodes, not {nodes}"
         )
+
+
+# -- a task to submit -----------------------------------------------------------------------------
+
+
+class TaskSpec(NamedTuple):
+    """One task to submit. `id` is unique in the project; parents are the tasks its inputs link to."""
+
+    id: str
+    kind: Kind
+    name: str
+    inputs: tuple[Input, ...] = ()
+    function: str | None = None
+    command: Command | None = None
+    resources: Resources = Resources()
+    priority: int = 0
+    retries: int = 0
+    fresh: bool = False
+    tags: tuple[str, ...] = ()
+    folder: str = ""
+    """Where the submitter's own modules lie; comes last on the child's ``sys.path``."""
+    gather: bool = False
+    """Of an MPI function: keep the result of every rank, not only of rank 0."""
+    waits: str = "done"
+    """``"done"``: parents must succeed, their values are used; ``"end"``: any end of theirs will do."""
+
+    @property
+    def parents(self) -> list[str]:
+        """Ids of the tasks this one waits for, each once, in the order of their use."""
+        return list(dict.fromkeys(link.task for item in self.inputs for link in item.links))

@@ -20,7 +20,8 @@ from pilot.errors import ConfigError, ProjectError, ProjectExists, SignatureErro
 from pilot.plain import dump
 
 if TYPE_CHECKING:
-    from pilot.model import FunctionCode, Input, TaskSpec
+    from pilot.model import FunctionCode, Input
+    from pilot.resources import TaskSpec
 
 KEY_BYTES = 32
 _BLOCK_BYTES = 64

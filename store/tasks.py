@@ -17,7 +17,8 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from pilot import lifecycle
 from pilot.errors import TaskNotFound
-from pilot.model import TaskSpec, bucket_of, record_id
+from pilot.model import bucket_of, record_id
+from pilot.resources import TaskSpec
 from pilot.states import GOOD, Kind, Outcome, State
 from pilot.store import events
 from pilot.store.mongo import Store, duplicates, translating

@@ -16,8 +16,8 @@ from pymongo.errors import AutoReconnect
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from pilot import records
-from pilot.model import Blob, Input, Link, TaskSpec, record_id
-from pilot.resources import Resources
+from pilot.model import Blob, Input, Link, record_id
+from pilot.resources import Resources, TaskSpec
 from pilot.states import Kind, Outcome, PoolState
 from pilot.store import dependants, mongo, pilots, provenance, tasks
 from pilot.store.mongo import Store

@@ -15,8 +15,9 @@ import pytest
 import pilot
 from pilot import functions, signing
 from pilot.errors import PilotError, SignatureError, TaskFailed
-from pilot.model import SCHEMA, TaskSpec
+from pilot.model import SCHEMA
 from pilot.prepare import code_document
+from pilot.resources import TaskSpec
 from pilot.states import Kind
 from pilot.store import provenance
 from tests import pilot_tasks

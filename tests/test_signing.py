@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from pilot import signing
 from pilot.errors import ConfigError, ProjectError, ProjectExists, SignatureError
 from pilot.functions import describe
-from pilot.model import SCHEMA, Blob, Command, Input, Link, TaskSpec
-from pilot.resources import Resources
+from pilot.model import SCHEMA, Blob, Command, Input, Link
+from pilot.resources import Resources, TaskSpec
 from pilot.signing import Signer
 from pilot.states import Kind
 from pilot.store import tasks
