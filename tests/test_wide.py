@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -158,4 +160,28 @@ def test_a_crash_costs_one_attempt(tmp_path: Path) -> None:
             assert all(rig.store.tasks.find_one({"_id": future.id})["tried"] == 0 for future in narrow)  # type: ignore[index]
         rig.settled()
         rig.check([bad.id, *(future.id for future in narrow)])
+        rig.drain()
+
+
+def test_tasks_side_by_side_have_cpus_of_their_own(tmp_path: Path) -> None:
+    need("mongod")
+    need("mpiexec")
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) < 2:
+        pytest.skip("this machine has one CPU: there is nothing to divide")
+    program = "import os; print(sorted(os.sched_getaffinity(0)))"
+    with Rig(tmp_path / "p") as rig:
+        rig.start(slots=2, launchers=launchers(load_site("local")))
+        with rig.open():
+            await_pool(rig)
+            narrow = [future.result(LONG_S) for future in pilot.task(wide_tasks.cpus_of_two).map([0.3] * 2)]
+            assert sorted(narrow) == [[available[0]], [available[1]]]
+            both = pilot.task(cores=2)(wide_tasks.cpus).submit()
+            assert both.result(LONG_S) == available[:2]
+            runs = [
+                pilot.command([sys.executable, "-c", program], ranks=1, stdout="out", outputs={"out": "out"}).submit()
+                for _ in range(2)
+            ]
+            seen = [json.loads(future.result(LONG_S)["out"]) for future in runs]
+            assert all(len(cpus) == 1 and cpus[0] in available[:2] for cpus in seen)
         rig.drain()

@@ -53,3 +53,9 @@ def together(seconds: float, comm: Any) -> int:
 def spin(comm: Any) -> None:
     while True:
         time.sleep(0.01)
+
+
+def cpus_of_two(seconds: float) -> list[int]:
+    """Return its CPUs after long enough for another task to run beside it."""
+    time.sleep(seconds)
+    return sorted(os.sched_getaffinity(0))
