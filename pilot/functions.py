@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from pilot.errors import CodeChanged, DecodingError, ObjectCorrupt, PilotError, PythonMismatch
 from pilot.model import Blob, FunctionCode
 from pilot.plain import ATOMS, dump
-from pilot.source import file_digest, file_of_module, git_state, in_environment, source_of
+from pilot.source import file_digest, file_of_module, git_state, in_environment, name_code, source_of
 from pilot.values import decode, digest, encode
 
 PYTHON = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -262,6 +262,7 @@ def load(code: FunctionCode, pickle_bytes: bytes | memoryview | None = None) -> 
         if data is None or digest(data) != code.pickle.hash:
             raise ObjectCorrupt(f"the pickle of the function {name!r} does not have the hash {code.pickle.hash}")
         function = decode(data)
+        name_code(function, name, code.source)
     if not callable(function):
         raise DecodingError(f"{name!r} is not a function here but {type(function).__qualname__}")
     return function  # type: ignore[no-any-return]

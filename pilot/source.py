@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from types import CodeType
 from typing import Any
 
 from pilot.values import digest
@@ -111,3 +112,36 @@ def _ask_git(directory: str) -> dict[str, Any] | None:
     if done.returncode != 0 or not commit or commit == "(initial)":
         return None
     return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
+
+
+# -- source of functions that came by value -----------------------------------------------------------
+
+_texts: dict[str, tuple[int, str]] = {}
+"""File name that stands in the code of such a function → its first line's number, and its text."""
+
+
+def name_code(function: Any, name: str, text: str) -> None:
+    """Give a function that was unpickled a file name of its own, under which `show_texts` makes its text known.
+
+    A pickle by value does not tell in which file the function was, and without lines a traceback says little.
+    """
+    function = getattr(function, "__func__", function)  # of a bound method
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType) and text:
+        file = f"<function {name}>"
+        _texts[file] = code.co_firstlineno, text
+        function.__code__ = _renamed(code, file)
+
+
+def _renamed(code: CodeType, file: str) -> CodeType:
+    inner = [_renamed(one, file) if isinstance(one, CodeType) else one for one in code.co_consts]
+    return code.replace(co_filename=file, co_consts=tuple(inner))
+
+
+def show_texts() -> None:
+    """Let tracebacks show the lines of functions that were given a name; call it before one is formatted."""
+    import linecache
+
+    for file, (first, text) in _texts.items():
+        lines = ["\n"] * (first - 1) + text.splitlines(keepends=True)
+        linecache.cache[file] = (len(text), None, lines, file)

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from pilot import model
 from pilot.model import Failure
+from pilot.source import show_texts
 
 TRACEBACK_BYTES = 64 * 1024
 MESSAGE_BYTES = 8 * 1024
@@ -22,6 +23,7 @@ def describe(error: BaseException, rank: int, host: str) -> Failure:
     """
     import traceback
 
+    show_texts()
     trace = error.__traceback__
     while trace is not None and _ours(trace):
         trace = trace.tb_next

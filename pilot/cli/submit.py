@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ from pilot.cli.common import Command, duration, emit, json_option, size, tell
 from pilot.cli.control import await_end
 from pilot.client import open_project
 from pilot.define import PRIORITY_MAX, command
-from pilot.errors import InvalidInput
+from pilot.errors import InvalidInput, NotOffered
 from pilot.store import tasks
 
 
@@ -66,7 +67,11 @@ def submit(
     except InvalidInput as exc:
         raise click.UsageError(str(exc), ctx) from exc
     with open_project() as project:
-        found = task.submit().id
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", NotOffered)
+            found = task.submit().id
+        for note in noted:
+            tell(str(note.message))
         if not as_json:
             click.echo(found)
         ended = await_end(project.store, [found]) if wait_ else {}
