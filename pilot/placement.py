@@ -346,7 +346,8 @@ class Planner:
             ),
             (_Stay(math.inf, 0, spots) for spots in tried),
         )  # fmt: skip
-        board, stays, spots = self.board, [_Stay(now, 0, ())], self.board.place(shape)
+        before = board = self.board
+        stays, spots = [_Stay(now, 0, ())], self.board.place(shape)
         size = 1
         while not spots:
             stays = list(islice(order, size))
