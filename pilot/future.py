@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pilot.errors import PilotError, TaskError
 from pilot.states import State
@@ -54,15 +54,17 @@ class Future(concurrent.futures.Future[Any]):
         self._state = PENDING
         self._result: Any = None
 
-    @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
-        """What the base class guards everything with."""
-        with _looking:
-            if self._made is None:
-                self._waiters: list[Any] = []
-                self._done_callbacks: list[Any] = []
-                self._made = threading.Condition()
-            return self._made
+    if not TYPE_CHECKING:  # for which the base class has it as an attribute, and so it is to be
+
+        @property
+        def _condition(self) -> threading.Condition:
+            """What the base class guards everything with."""
+            with _looking:
+                if self._made is None:
+                    self._waiters = []
+                    self._done_callbacks = []
+                    self._made = threading.Condition()
+                return self._made
 
     def __repr__(self) -> str:
         return f"<Future {self.id} {self._ended_state() or 'not ended'}>"
