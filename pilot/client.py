@@ -30,6 +30,8 @@ from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 
+FIRST_CHUNK = 250
+"""Tasks in the first round trip, twice as many in each further one: idle pools begin with it at once."""
 SUBMIT_CHUNK = 2000
 """Tasks per round trip."""
 
@@ -115,18 +117,20 @@ class Project:
             StoreUnavailable: the last chunk may or may not be stored.
         """
         futures: list[Future] = []
+        size = FIRST_CHUNK
         self._begin_batch()
         with ThreadPoolExecutor(1, "submit") as pool:
             storing = None
-            while chunk := self._build(specs := iter(specs), SUBMIT_CHUNK):
+            while chunk := self._build(specs := iter(specs), size):
                 if storing is not None:
                     storing.result()
                 new = [Future(doc["_id"], self) for doc in chunk]
                 self._watch(new)
                 futures += new
                 storing = pool.submit(self._store_chunk, chunk, on_stored)
-                if len(chunk) < SUBMIT_CHUNK:
+                if len(chunk) < size:
                     break
+                size = min(2 * size, SUBMIT_CHUNK)
             if storing is not None:
                 storing.result()
         return futures
