@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 BATCH = 1000
 BATCH_S = 0.02
 """A batch is written when it is full or this old; a lone result at an idle pool does not wait for company."""
+LONE_S = 0.005
+"""A lone result waits so long since the last batch: MPI functions end one by one, a thousand in a second."""
 RETRY_S = 0.5
 
 
@@ -89,6 +91,8 @@ class Committer:
         self._wake = threading.Event()
         self._wake_release = threading.Event()
         self._closing = False
+        self._batched = 0.0
+        """When the last batch was taken."""
         self._write_done = False
         self.unwritten = 0
         """Attempts that were put and are not durable in the store yet."""
@@ -155,10 +159,11 @@ class Committer:
         if not self._queue:
             self._wake.wait(0.5)
         self._wake.clear()
-        if len(self._queue) > 1 and not self._closing:
-            deadline = time.monotonic() + BATCH_S
+        if self._queue and not self._closing:
+            deadline = time.monotonic() + BATCH_S if len(self._queue) > 1 else self._batched + LONE_S
             while len(self._queue) < BATCH and (left := deadline - time.monotonic()) > 0:
                 time.sleep(min(left, 0.005))
+        self._batched = time.monotonic()
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
     def _encode(self, batch: Sequence[Ended]) -> _Batch:
