@@ -62,13 +62,16 @@ class Measure:
 
 
 MEASURES = (
-    Measure("noop", "noop", ("--tasks", "1000"), 180, ("noop",)),
+    Measure("noop", "noop", ("--tasks", "1000"), 180, ("noop", "noop-default")),
     Measure("commands", "true", ("--tasks", "100"), 180, ("true", "true-output")),
+    Measure("mpi", "mpi-noop", ("--tasks", "50"), 180, ("mpi-noop", "mpi-noop-two"), script="mpi_functions"),
+    Measure("mixed", "mixed", ("--tasks", "30", "--workers", "8"), 180, ("mixed",)),
     Measure("latency", "latency", ("--tasks", "10"), 120, ("latency",)),
     Measure("handover", "handover", ("--tasks", "3"), 120),
     Measure("busy", "busy", ("--tasks", "2", "--workers", "2"), 180),
     Measure("depth", "depth", ("--tasks", "500"), 300, ("queue-depth", "workflow-size")),
     Measure("idle", "idle", ("--tasks", "1"), 120),
+    Measure("placement", "placement", ("--tasks", "1000"), 120),
 )
 DEEP = Measure("deep", "depth-million", ("--tasks", "20000"), 1800, script="depth")
 
@@ -131,7 +134,7 @@ def session(
     no_venv = ""
     if peers and any(measure.peers for measure in chosen):
         try:
-            run_peers.ensure_venv()
+            run_peers.ensure_venv()  # of those that share one; the others make their own at their first run
         except run_peers.PeerError as exc:
             no_venv = f"the peers' environment cannot be made: {exc}"
     for number in range(1, rounds + 1):
@@ -187,7 +190,7 @@ def _tell(line: dict[str, Any], seconds: float) -> None:
     sys.stderr.flush()
 
 
-_HEADLINES = ("idle_pct", "busy_pct", "ratio", "median_ms", "rate_per_s")
+_HEADLINES = ("us_per_task", "idle_pct", "busy_pct", "ratio", "median_ms", "rate_per_s")
 
 
 # -- facts ----------------------------------------------------------------------------------------

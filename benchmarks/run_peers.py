@@ -23,8 +23,8 @@ from typing import Any
 import running
 
 HERE = Path(__file__).resolve().parent
-VENV = HERE / ".venv-peers"
-REQUIREMENTS = HERE / "requirements-peers.txt"
+OWN_VENV = {"radical_raptor": "radical"}
+"""Peers whose requirements do not go with the others', and the name of their venv."""
 STAMP = "installed.sha256"
 
 
@@ -43,6 +43,7 @@ class Run:
 
 RUNS = (
     Run("parsl_htex", "noop"),
+    Run("parsl_htex", "noop-default"),
     Run("dask_distributed", "noop"),
     Run("fireworks_rapidfire", "noop"),
     Run("mpi4py_futures", "noop"),
@@ -56,27 +57,37 @@ RUNS = (
     Run("process_pool", "latency"),
     Run("fireworks_rapidfire", "queue-depth"),
     Run("fireworks_rapidfire", "workflow-size"),
+    Run("mpiexec_loop", "mpi-noop"),
+    Run("mpiexec_loop", "mpi-noop-two"),
+    Run("parsl_mpi", "mpi-noop"),
+    Run("parsl_mpi", "mpi-noop-two"),
+    Run("radical_raptor", "mpi-noop"),
+    Run("radical_raptor", "mixed", 180.0),
+    Run("parsl_mpi", "mixed", 180.0),
 )
 
 
-def ensure_venv() -> Path:
-    """Return the Python of the peers' venv, creating it if it is missing or its requirements have changed.
+def ensure_venv(peer: str = "") -> Path:
+    """Return the Python of a peer's venv, creating it if it is missing or its requirements have changed.
+
+    Without a peer, it is the venv that most of them share.
 
     Safe to call from several processes at once: the second waits for the first.
 
     Raises:
         PeerError: venv or pip failed.
     """
-    python = VENV / "bin" / "python"
-    wanted = hashlib.sha256(REQUIREMENTS.read_bytes() + sys.version.encode()).hexdigest()
-    stamp = VENV / STAMP
-    with VENV.with_suffix(".lock").open("w") as lock:
+    name = OWN_VENV.get(peer, "peers")
+    venv, requirements = HERE / f".venv-{name}", HERE / f"requirements-{name}.txt"
+    python, stamp = venv / "bin" / "python", venv / STAMP
+    wanted = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()
+    with venv.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (stamp.exists() and stamp.read_text() == wanted and python.exists()):
-            shutil.rmtree(VENV, ignore_errors=True)
-            _install([sys.executable, "-m", "venv", str(VENV)])
+            shutil.rmtree(venv, ignore_errors=True)
+            _install([sys.executable, "-m", "venv", str(venv)])
             options = ["--quiet", "--disable-pip-version-check", "--no-input"]
-            _install([str(python), "-m", "pip", "install", *options, "-r", str(REQUIREMENTS)])
+            _install([str(python), "-m", "pip", "install", *options, "-r", str(requirements)])
             stamp.write_text(wanted)
     return python
 
@@ -87,23 +98,25 @@ def measure(peer: str, workload: str, tasks: int | None = None, repeats: int = 3
 
 
 def measure_once(
-    peer: str, workload: str, tasks: int | None = None, workers: int = 2, deadline_s: float | None = None
+    peer: str, workload: str, tasks: int | None = None, workers: int | None = None, deadline_s: float | None = None
 ) -> dict[str, Any]:
     """Run a peer's workload once and return its JSON line.
 
-    `tasks` None is the script's own choice, `deadline_s` None the one in `RUNS`. When this returns or raises,
-    every process of the run has ended and its temporary files are gone.
+    `tasks` and `workers` None are the script's own choice, `deadline_s` None the one in `RUNS`. When this returns or
+    raises, every process of the run has ended and its temporary files are gone.
 
     Raises:
         PeerError: the run failed, gave no result, or was not finished by its deadline.
     """
     if deadline_s is None:
         deadline_s = next((run.deadline_s for run in RUNS if (run.peer, run.workload) == (peer, workload)), 120.0)
-    argv = [str(ensure_venv()), str(HERE / "peers" / f"{peer}.py"), "--workload", workload, "--workers", str(workers)]
+    argv = [str(ensure_venv(peer)), str(HERE / "peers" / f"{peer}.py"), "--workload", workload]
     if not Path(argv[1]).exists():
         raise PeerError(f"{peer}: no such peer, choose from {', '.join(sorted({run.peer for run in RUNS}))}")
     if tasks is not None:
         argv += ["--tasks", str(tasks)]
+    if workers is not None:
+        argv += ["--workers", str(workers)]
     try:
         return running.line_of(argv, deadline_s)
     except running.RunError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from benchmarks import report, running
+from benchmarks.peers import _mixed
 from tests.conftest import need
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -83,9 +85,64 @@ def test_peer_that_failed_leaves_the_verdict_open() -> None:
     assert verdict("`/bin/true`", true) == "unknown; HyperQueue not measured"
 
 
+def test_row_without_a_must_has_a_verdict_on_its_aim() -> None:
+    assert verdict("mixed widths", line("mixed", "mixed", ratio=1.1)) == "aim reached"
+    assert verdict("mixed widths", line("mixed", "mixed", ratio=1.11)) == "aim missed"
+    assert verdict("the same by strict FIFO", line("mixed", "mixed", fifo_ratio=1.2)) == ""
+
+
 def test_own_failure_is_the_verdict() -> None:
     assert verdict("no-op", line("noop", "noop", error="no result\nwithin 60 s")) == "**failed**: no result within 60 s"
     assert verdict("no-op") == "not measured"
+
+
+# -- the workload of mixed shapes ------------------------------------------------------------------
+
+
+def shapes(*widths_and_lengths: tuple[int, float]) -> list[_mixed.Job]:
+    return [_mixed.Job(index, *shape) for index, shape in enumerate(widths_and_lengths)]
+
+
+def test_bound_is_the_area_or_the_longest() -> None:
+    assert _mixed.bound_s(shapes((1, 1.0), (2, 1.0), (1, 2.0)), 2) == 2.5
+    assert _mixed.bound_s(shapes((1, 1.0), (1, 3.0)), 2) == 3.0
+
+
+def test_first_that_does_not_fit_holds_up_fifo_and_not_the_greedy() -> None:
+    work = shapes((1, 1.0), (2, 1.0), (1, 1.0))
+    assert _mixed.fifo_s(work, 2) == 3.0
+    assert _mixed.greedy_s(work, 2) == 2.0
+
+
+def test_tasks_of_one_instant_free_their_slots_together() -> None:
+    work = shapes((1, 1.0), (1, 1.0), (2, 1.0), (2, 0.5))
+    assert _mixed.fifo_s(work, 2) == _mixed.greedy_s(work, 2) == 2.5
+
+
+def test_workload_is_the_same_for_all_and_fits() -> None:
+    work = _mixed.jobs(400, 16)
+    assert work == _mixed.jobs(400, 16)
+    assert {job.width for job in work} == {1, 2, 4, 8}
+    assert {job.width for job in _mixed.jobs(400, 2)} == {1, 2}
+    assert min(job.length_s for job in work) >= 0.05
+    assert max(job.length_s for job in work) <= 2.0
+    assert all(job.length_s < job.walltime_s for job in work)
+    assert 1.0 <= _mixed.fields(work, 16, 20.0)["greedy_ratio"] <= 1.1  # an aim of 1.10 can be reached
+
+
+# -- the session -----------------------------------------------------------------------------------
+
+
+def test_every_peer_has_its_script_its_name_and_a_place_in_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))  # its modules find each other as those of a program do
+    run_peers = importlib.import_module("run_peers")
+    compared = {workload for _, _, workloads, _, _ in report.COMPARED for workload in workloads}
+    for run in run_peers.RUNS:
+        assert (BENCHMARKS / "peers" / f"{run.peer}.py").exists()
+        assert run.peer in report.PEERS
+        assert run.workload in compared
+    for venv in {"peers", *run_peers.OWN_VENV.values()}:
+        assert (BENCHMARKS / f"requirements-{venv}.txt").exists()
 
 
 # -- the page ---------------------------------------------------------------------------------------
@@ -109,7 +166,7 @@ def test_page_has_every_table_and_no_place_left(session: list[dict[str, Any]]) -
     page = report.render(report.TEMPLATE.read_text(), session)
     assert "{{" not in page
     assert "≥ 5 × Parsl HTEX (is 6.50 ×)" in page
-    assert "| no-op functions | Parsl HTEX 1.0 | 1,000/s | 6.50 × |" in page
+    assert "| no-op functions | Parsl HTEX 1.0, `noop` | 1,000/s | 6.50 × |" in page
     assert "| database commands per no-op task | FireWorks 1.0 | 40.000 | 2,000 × |" in page
     assert "| one task, pool idle | ProcessPoolExecutor, Python 3.11 | 1.0 ms | 0.10 × |" in page
     assert "| `/bin/true` commands | spawn loop | failed |" in page
