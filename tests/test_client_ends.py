@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import pilot
-from pilot.errors import EncodingError, ForeignFuture, InvalidInput, PilotError
+from pilot.errors import EncodingError, ForeignFuture, InvalidInput, NotOffered, PilotError
 from tests import pilot_tasks
 from tests.rig import LONG_S, Rig, script
 
@@ -92,7 +92,7 @@ def test_bad_commands() -> None:
     with pytest.raises(InvalidInput, match="names no program"):
         pilot.command([])
     for name in ("/etc/passwd", "../tests", "a/../../tests"):
-        with pytest.raises(InvalidInput, match="below the working directory"):
+        with pytest.raises(InvalidInput, match="below its working directory"):
             pilot.command(["true"], inputs={name: ""})
 
 
@@ -117,7 +117,8 @@ def test_futures_of_another_project(project: pilot.Project, tmp_path: Path) -> N
 
 def test_too_little_room_in_a_slot(rig: Rig, project: pilot.Project) -> None:
     """What no slot can run waits, and takes nothing from the others."""
-    wide = pilot.task(cores=64)(pilot_tasks.double).submit(1)
+    with pytest.warns(NotOffered, match="needs 64 slots on one node"):
+        wide = pilot.task(cores=64)(pilot_tasks.double).submit(1)
     assert double.submit(2).result(LONG_S) == 4
     assert wide.state is pilot.State.READY
     project.cancel(wide)
@@ -186,7 +187,7 @@ def test_ctrl_c(rig: Rig, gate: Path, text: str) -> None:
     gate.touch()
     rig.settled(2 * LONG_S)
     new = [doc["_id"] for doc in rig.store.tasks.find({}, ["_id"]) if doc["_id"] not in before]
-    assert len(new) == 5 if text is WAITING else len(new) >= 4000
+    assert len(new) == 5 if text is WAITING else len(new) >= 1000
     rig.check(new)
 
 
