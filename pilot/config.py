@@ -19,7 +19,7 @@ import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pilot.errors import ConfigError, InvalidInput, ProjectExists, ProjectNotFound
 from pilot.model import new_token
@@ -187,7 +187,10 @@ def read_secret(path: Path) -> str:
 
 
 def load_site(name: str = "local") -> Site:
-    """Return the shipped site `name`, checked.
+    """Return a site, checked.
+
+    Args:
+        name: of a shipped site, or the path of a YAML file: it has a ``/`` or ends in ``.yaml``.
 
     Raises:
         ConfigError: no such site, or its file has a wrong key or value (file, key and value are named).
@@ -197,20 +200,20 @@ def load_site(name: str = "local") -> Site:
 
     from pilot.sites import Site
 
-    file = resources.files("pilot").joinpath("site_configs", f"{name}.yaml")
-    if not file.is_file():
-        shipped = sorted(
-            entry.name.removesuffix(".yaml")
-            for entry in resources.files("pilot").joinpath("site_configs").iterdir()
-            if entry.name.endswith(".yaml")
-        )
-        raise ConfigError(f"no site {name!r}; there are: {', '.join(shipped)}")
+    shipped = resources.files("pilot").joinpath("site_configs")
+    by_path = "/" in name or name.endswith(".yaml")
+    shown = repr(name) if by_path else f"{name}.yaml"
+    file = Path(name) if by_path else shipped.joinpath(f"{name}.yaml")
+    if not by_path and not file.is_file():
+        names = sorted(one.name.removesuffix(".yaml") for one in shipped.iterdir() if one.name.endswith(".yaml"))
+        raise ConfigError(f"no site {name!r}; there are: {', '.join(names)}; a file of your own is given by its path")
     try:
-        data: Any = yaml.safe_load(file.read_text())
-        return Site.model_validate(data)
+        return Site.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"cannot read the site file {shown}: {exc}") from exc
     except yaml.YAMLError as exc:
-        raise ConfigError(f"site file {name}.yaml is not YAML: {exc}") from exc
+        raise ConfigError(f"site file {shown} is not YAML: {exc}") from exc
     except ValidationError as exc:
         first = exc.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"site file {name}.yaml: {key!r} is {first.get('input')!r}: {first['msg']}") from exc
+        raise ConfigError(f"site file {shown}: {key!r} is {first.get('input')!r}: {first['msg']}") from exc

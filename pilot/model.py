@@ -517,3 +517,5 @@ class Result(NamedTuple):
     program: tuple[str, str] | None = None
     """Of a command: path and BLAKE2b-256 of the file that was executed."""
     log: Log | None = None
+    launcher: tuple[str, ...] | None = None
+    """Of an MPI program: the words of the launcher that started it."""

@@ -2,13 +2,110 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from string import Formatter
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from pilot.model import parse_size
+
+_PLACES = frozenset({"ranks", "hostfile", "nodes"})
+_HOST_PLACES = frozenset({"host", "ranks"})
 
 
-class Site(BaseModel):
-    """A machine."""
+def _places(text: str, known: frozenset[str]) -> str:
+    """Refuse placeholders that nobody fills in."""
+    for _, name, spec, conversion in Formatter().parse(text):
+        if name is not None and (name not in known or spec or conversion):
+            raise ValueError(
+                f"{text!r} has a placeholder other than {', '.join(f'{{{one}}}' for one in sorted(known))}"
+            )
+    return text
 
+
+def _cpus(value: Any) -> Any:
+    """Read ``"0-15,32-47"`` as the CPU ids that it stands for."""
+    if not isinstance(value, str):
+        return value
+    ids: list[int] = []
+    for part in value.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise ValueError('expected CPU ids, a list of numbers or ranges such as "0-15,32-47"')
+        ids.extend(range(int(first), int(last or first) + 1))
+    return ids
+
+
+def _once(ids: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    if ids is not None and (len(set(ids)) < len(ids) or any(one < 0 for one in ids)):
+        raise ValueError("expected CPU ids of at least 0, each once")
+    return ids
+
+
+class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Node(_Part):
+    """One node; whatever is absent is what the node's operating system says, and GPUs none."""
+
+    cores: int | None = Field(default=None, ge=1, description="CPU cores that tasks may use")
+    memory: Annotated[str | int, AfterValidator(lambda value: parse_size(value, "memory"))] | None = Field(
+        default=None, description='memory that tasks may use, "128G"; read as bytes'
+    )
+    gpus: int = Field(default=0, ge=0, description="GPUs that tasks may use")
+    gpu_variable: Literal["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK"] = Field(
+        default="CUDA_VISIBLE_DEVICES", description="environment variable that tells a process which GPUs it may use"
+    )
+    gpu_names: tuple[str, ...] | None = Field(
+        default=None, description='what that variable calls the GPUs; absent: "0", "1", …'
+    )
+    cpu_order: Annotated[tuple[int, ...] | None, BeforeValidator(_cpus), AfterValidator(_once)] = Field(
+        default=None, description='ids of the CPUs tasks may use, near ones next to each other: "0-15,32-47" or a list'
+    )
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """Memory that tasks may use, in bytes."""
+        return None if self.memory is None else int(self.memory)
+
+    @property
+    def gpu_ids(self) -> tuple[str, ...]:
+        """Every GPU as `gpu_variable` calls it."""
+        return self.gpu_names if self.gpu_names is not None else tuple(map(str, range(self.gpus)))
+
+    @model_validator(mode="after")
+    def _named(self) -> Node:
+        if self.gpu_names is not None and len(self.gpu_names) != self.gpus:
+            raise ValueError(
+                f"gpu_names has {len(self.gpu_names)} names, expected one for each of the {self.gpus} gpus"
+            )
+        return self
+
+
+class Program(_Part):
+    """How MPI programs of one flavour are started."""
+
+    launcher: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _PLACES))], ...] = Field(
+        min_length=1,
+        description="command that starts a program, which is appended: {hostfile} has the nodes, {ranks} and {nodes} "
+        "are numbers. The first word may name several programs, divided by `|`: the first that is there is taken",
+    )
+    says: str = Field(
+        default="",
+        description="what the launcher's `--version` must say, in any case; else the next of that name is tried",
+    )
+    host_line: Annotated[str, AfterValidator(lambda text: _places(text, _HOST_PLACES))] = Field(
+        default="{host}:{ranks}", description="one line of the host file: {host} and the number of {ranks} there"
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="variables set for the launcher")
+    step: bool = Field(
+        default=False, description="whether a start on several nodes takes one of the batch system's job steps"
+    )
+
+
+class Site(_Part):
+    """A machine."""
 
     name: str = Field(description="what `--site` takes; the file's name")
     description: str = Field(description="one line for a person")
@@ -19,3 +116,37 @@ class Site(BaseModel):
     )
     slots: int | None = Field(default=None, ge=1, description="worker slots per pilot; absent: one per core")
     cores_per_slot: int = Field(default=1, ge=1, description="CPU cores of each slot")
+    node: Node = Field(default_factory=Node, description="what one node has")
+    pretend_nodes: int = Field(
+        default=1, ge=1, description="for tests: over so many pretended nodes the slots of one host are divided"
+    )
+    programs: dict[str, Program] = Field(
+        default_factory=dict, description="how MPI programs are started, by flavour: mpich, openmpi or another name"
+    )
+    default_program: str = Field(
+        default="mpich", description="flavour of programs that do not show theirs (scripts), and of the pool itself"
+    )
+    max_concurrent_steps: int | None = Field(
+        default=None, ge=1, description="most job steps at a time in one pilot; absent: no limit"
+    )
+    start_s: float = Field(
+        default=60.0, gt=0, description="seconds in which a launcher must have started the first rank of a program"
+    )
+
+    @model_validator(mode="after")
+    def _default_is_there(self) -> Site:
+        if self.programs and self.default_program not in self.programs:
+            raise ValueError(f"default_program is {self.default_program!r}, expected one of {sorted(self.programs)}")
+        return self
+
+
+def launchers(site: Site) -> dict[str, Any]:
+    """Return, as plain data, what a child needs to know of its site; `Launchers.of` reads it."""
+    return {
+        "programs": {
+            flavour: program.model_dump(mode="json", exclude={"step"}) for flavour, program in site.programs.items()
+        },
+        "default": site.default_program,
+        "start_s": site.start_s,
+        "gpu_variable": site.node.gpu_variable if site.node.gpus else "",
+    }

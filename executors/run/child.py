@@ -10,7 +10,9 @@ import _socket
 import os
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pilot import context
 from pilot.errors import PoolError
@@ -23,10 +25,16 @@ from pilot.executors.run.function import Functions, Stale
 from pilot.executors.run.guard import Guard, default_signals, die_with_parent
 from pilot.executors.run.meter import Meter
 from pilot.executors.run.position import Position
+from pilot.executors.run.share import Share
 from pilot.executors.run.wire import pack_result, unpack_work
 from pilot.model import Blob, Failure, Result, Usage, Work
 from pilot.states import Kind as TaskKind
 from pilot.states import Outcome
+
+if TYPE_CHECKING:
+    from pilot.executors.run.nested import Nested
+
+_NO_SITE: Mapping[str, Any] = {}
 
 
 class Ends(NamedTuple):
@@ -48,7 +56,11 @@ class Place(NamedTuple):
     project: str
     """Working directory of functions, and of commands that have none of their own."""
     scratch: str
-    """Where commands' private working directories are made."""
+    """Where commands' private working directories are made, and the files of MPI programs; all nodes see it."""
+    site: Mapping[str, Any] = _NO_SITE
+    """What the site says about MPI programs and GPUs, from `pilot.sites.launchers`."""
+    isolated: tuple[str, ...] = ()
+    """Program of which each rank runs one MPI function alone: ``python -P -m pilot.pool_main --isolated CONFIG``."""
 
 
 def inherit() -> Ends:
@@ -74,6 +86,8 @@ def serve(ends: Ends, place: Place, objects: Objects) -> None:
     """
     die_with_parent(ends.parent)
     default_signals()
+    if variable := place.site.get("gpu_variable"):
+        os.environ[variable] = ""  # who was given no GPU sees none
     guard = Guard(place.project)
     runner = _Runner(place, objects, guard, ends.parent)
     inbox = Inbox(ends.tasks)
@@ -88,6 +102,24 @@ def serve(ends: Ends, place: Place, objects: Objects) -> None:
             return
 
 
+class _Done(NamedTuple):
+    """What running a task came to."""
+
+    outcome: Outcome = Outcome.SUCCEEDED
+    outputs: tuple[tuple[str, Blob], ...] = ()
+    failure: Failure | None = None
+    exit_code: int | None = None
+    elsewhere: tuple[float, int] | None = None
+    """CPU seconds and peak bytes of the processes it ran in; None: it ran in this one, which is to be tidied."""
+    program: tuple[str, str] | None = None
+    launcher: tuple[str, ...] | None = None
+    from_outside: bool = False
+    """It was ended by TERM or KILL, not necessarily for anything it did."""
+
+
+_ITS_SLOT = nullcontext()
+
+
 class _Runner:
     """Turns work into results."""
 
@@ -96,10 +128,25 @@ class _Runner:
         self._guard = guard
         self._exchange = Exchange(objects)
         self.functions = Functions(self._exchange)
-        self._commands = Commands(self._exchange, guard, place.project, place.scratch, parent)
+        self._nested: Nested | None = None
+        self._commands = Commands(
+            self._exchange, guard, place.project, place.scratch, parent, self._open_nested
+        )  # fmt: skip
+        self._share = Share(place.site.get("gpu_variable", ""))
         self._meter = Meter()
         self._pid = os.getpid()
         self._folder = ""
+
+    def _open_nested(self) -> Nested:
+        """Return what starts MPI programs; most children never need it, nor what it imports."""
+        if self._nested is None:
+            from pilot.executors.run.launch import Launchers
+            from pilot.executors.run.nested import Nested
+
+            place = self._place
+            folder = f"{place.scratch}/{os.environ.get('PILOT_POOL', '')}.{place.rank}.mpi"
+            self._nested = Nested(Launchers.of(place.site), place.host, folder)
+        return self._nested
 
     def _enter_folder(self, folder: str) -> bool:
         """Put the submitter's folder last on the path; no if another one is there: equal names may differ in it."""
@@ -117,43 +164,71 @@ class _Runner:
             return Kind.RETURNED, b""
         if work.folder != self._folder and not self._enter_folder(work.folder):
             return Kind.STALE, b""
+        if not self._share.fits(work):
+            return Kind.STALE, b""
         started = time.time()
         self._meter.start()
-        outputs: tuple[tuple[str, Blob], ...] = ()
-        ended: Ended | None = None
-        failure: Failure | None = None
-        outcome, exit_code, program = Outcome.SUCCEEDED, None, None
         try:
-            if work.kind is TaskKind.COMMAND:
-                ended = self._commands.run(work, self._meter)
-            else:
-                self._commands.disarm()
-                context.enter(self._context(work))
-                outputs = function.run(work, self.functions, self._exchange, self._meter)
+            with self._share.cpus(work) if work.place is not None else _ITS_SLOT:
+                done = self._perform(work)
         except Stale:
             return Kind.STALE, b""
         except BaseException as error:  # noqa: BLE001  user code: nothing that it raises may end the child
             self._end_if_forked(error)
-            outcome, failure, exit_code = Outcome.FAILED, self._failure(work, error), _exit_code(error)
+            done = _Done(Outcome.FAILED, (), self._failure(work, error), _exit_code(error))
         self._end_if_forked(None)
         context.enter(None)
         usage = self._meter.stop()
-        if ended is not None:
-            outcome, outputs, exit_code = ended.outcome, ended.outputs, ended.exit_code
-            usage = Usage(usage.wall_s, ended.cpu_s, ended.max_rss_bytes)
-            program = ended.program
-            if ended.why:
-                failure = Failure("CommandFailed", ended.why, "", self._place.rank, self._place.host)
-        if ended is None:
+        if done.elsewhere is None:
             self._guard.restore(work.task)
         else:
+            usage = Usage(usage.wall_s, *done.elsewhere)
             self._guard.restore_pipe()
             self._guard.note_leftovers(work.task)
         result = Result(
-            work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,
-            self._place.rank, self._place.host, program,
+            work.task, work.attempt, done.outcome, done.outputs, done.failure, done.exit_code, started, time.time(),
+            usage, self._place.rank, self._place.host, done.program, None, done.launcher,
         )  # fmt: skip
-        return Kind.KILLED if ended is not None and ended.from_outside else Kind.RESULT, pack_result(result)
+        return Kind.KILLED if done.from_outside else Kind.RESULT, pack_result(result)
+
+    def _perform(self, work: Work) -> _Done:
+        """Do what the task says."""
+        base = self._guard.environment
+        if work.kind is TaskKind.COMMAND:
+            return self._of_command(self._commands.run(work, self._meter, self._share.variables(work, base)))
+        if work.isolated:
+            return self._isolated(work)
+        self._commands.disarm()
+        if work.place is not None:
+            os.environ.update(self._share.variables(work, base))
+        context.enter(self._context(work))
+        return _Done(outputs=function.run(work, self.functions, self._exchange, self._meter))
+
+    def _of_command(self, ended: Ended) -> _Done:
+        failure = None
+        if ended.why:
+            rank, host = ended.at or (self._place.rank, self._place.host)
+            failure = Failure("CommandFailed", ended.why, "", rank, host)
+        return _Done(
+            ended.outcome, ended.outputs, failure, ended.exit_code, (ended.cpu_s, ended.max_rss_bytes), ended.program,
+            ended.launcher, ended.from_outside,
+        )  # fmt: skip
+
+    def _isolated(self, work: Work) -> _Done:
+        """Run a function that may crash its ranks in ranks of its own."""
+        from pilot.executors.run.isolate import run_isolated
+
+        code = self.functions.code(work.function or "")
+        with self._commands.supervised():
+            result = run_isolated(work, code, self._open_nested(), self._guard.environment, self._place.isolated)
+        failure = result.failure
+        if failure is not None and not failure.host:
+            failure = failure._replace(host=self._place.host)
+        used = result.usage.cpu_s, result.usage.max_rss_bytes
+        outside = result.outcome is not Outcome.SUCCEEDED and self._commands.terminated
+        return _Done(
+            result.outcome, result.outputs, failure, result.exit_code, used, None, result.launcher, outside
+        )  # fmt: skip
 
     def _context(self, work: Work) -> context.Context:
         place = self._place

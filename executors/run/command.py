@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from pilot.errors import InvalidInput
 from pilot.executors.run.exchange import Exchange
@@ -19,6 +20,9 @@ from pilot.model import Blob, Command, Work
 from pilot.source import file_digest
 from pilot.states import Outcome
 from pilot.values import encode
+
+if TYPE_CHECKING:
+    from pilot.executors.run.nested import Nested, Ran
 
 EXIT_CODE = "exit_code"
 """Name of the output that every command has."""
@@ -47,6 +51,10 @@ class Ended(NamedTuple):
     """It was ended by TERM or KILL, not necessarily for anything it did."""
     program: tuple[str, str] | None = None
     """Path and BLAKE2b-256 of the file that was executed."""
+    launcher: tuple[str, ...] | None = None
+    """Of an MPI program: the launcher's words."""
+    at: tuple[int, str] | None = None
+    """Of an MPI program: the rank that ended it, and its host."""
 
 
 class Commands:
@@ -58,14 +66,18 @@ class Commands:
         project: working directory of a command that names none; others are relative to it.
         scratch: where private working directories are made.
         rank: process id of the child's rank.
+        nested: gives what starts MPI programs.
     """
 
-    def __init__(self, exchange: Exchange, guard: Guard, project: str, scratch: str, rank: int) -> None:
+    def __init__(
+        self, exchange: Exchange, guard: Guard, project: str, scratch: str, rank: int, nested: Callable[[], Nested]
+    ) -> None:  # fmt: skip
         self._exchange = exchange
         self._guard = guard
         self._project = project
         self._scratch = scratch
         self._rank = rank
+        self._nested = nested
         self._found: dict[tuple[str, str], str] = {}
         self._armed = self._running = self._terminated = False
 
@@ -87,6 +99,21 @@ class Commands:
             self._guard.handle(signal.SIGTERM, signal.SIG_DFL)
             self._armed = False
 
+    @contextmanager
+    def supervised(self) -> Iterator[None]:
+        """Hold while a program runs: TERM is its, and is remembered in `terminated`."""
+        self.arm()
+        self._running, self._terminated = True, False
+        try:
+            yield
+        finally:
+            self._running = False
+
+    @property
+    def terminated(self) -> bool:
+        """Whether TERM came while the last program ran."""
+        return self._terminated
+
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         if os.getppid() != self._rank:
             os.killpg(0, signal.SIGKILL)
@@ -107,11 +134,17 @@ class Commands:
             return os.path.join(self._scratch, f"{work.task}.{work.attempt}"), True
         return self._project, False
 
-    def run(self, work: Work, meter: Meter) -> Ended:
+    def run(self, work: Work, meter: Meter, variables: Mapping[str, str]) -> Ended:
         """Run the task's command to its end and collect its outputs.
+
+        Args:
+            work: the task.
+            meter: limits its memory.
+            variables: what its share of the node adds to its environment.
 
         Raises:
             InvalidInput: a file or output leads out of the working directory, or a file's input is no text or bytes.
+            LauncherNotFound: the launcher of its MPI is not there.
             PilotError: a value cannot be fetched or kept.
             OSError: files cannot be written or read.
         """
@@ -120,7 +153,7 @@ class Commands:
         if private:
             os.makedirs(workdir, exist_ok=True)
         self._write_files(work, command, workdir)
-        ended = self._execute(work, command, workdir, meter)
+        ended = self._run_in(workdir, work, meter, variables)
         if ended.outcome is Outcome.SUCCEEDED and command.outputs:
             outputs, missing = self._collect(command, workdir)
             ended = ended._replace(outputs=ended.outputs + outputs)
@@ -156,31 +189,65 @@ class Commands:
 
     # -- the program --------------------------------------------------------------------------------
 
-    def _execute(self, work: Work, command: Command, workdir: str, meter: Meter) -> Ended:
-        self.arm()
+    def _run_in(self, workdir: str, work: Work, meter: Meter, variables: Mapping[str, str]) -> Ended:
+        command = _command_of(work)
         argv = ["/bin/sh", "-c", command.argv[0]] if command.shell else list(command.argv)
-        env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, command.env)
+        added = {**variables, **command.env}
+        env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, added)
         program = self._find(argv[0], env.get("PATH", os.defpath))
-        self._running, self._terminated = True, False
+        moved = workdir != self._project
         try:
-            pid = self._spawn(program, argv, env, workdir, work.memory_bytes, meter)
-            if isinstance(pid, Ended):
-                return pid
-            _, status, usage = os.wait4(pid, 0)
+            if moved:
+                os.chdir(workdir)
+        except OSError as error:
+            return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
+        try:
+            with self.supervised():
+                if work.ranks is None:
+                    return self._execute(work, program, argv, env, workdir, meter)
+                return self._launch(work, program, argv, env, workdir)
         finally:
-            self._running = False
+            if moved:
+                os.chdir(self._project)
+
+    def _execute(
+        self, work: Work, program: str, argv: list[str], env: dict[str, str], workdir: str, meter: Meter
+    ) -> Ended:  # fmt: skip
+        try:
+            with nullcontext() if work.memory_bytes is None else meter.limit(work.memory_bytes):
+                pid = os.posix_spawn(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
+        except OSError as error:
+            return _not_started(argv[0], workdir, error)
+        _, status, usage = os.wait4(pid, 0)
         code = os.waitstatus_to_exitcode(status)
-        outcome, why, outside = Outcome.SUCCEEDED, "", False
-        if code:
-            shown = clipped(" ".join(command.argv), _SHOWN_BYTES)
-            killed = code < 0
-            outcome = Outcome.CRASHED if killed else Outcome.FAILED
-            why = f"the program {shown!r} {signal_text(-code) if killed else f'ended with exit code {code}'}"
-            outside = self._terminated or -code in (signal.SIGTERM, signal.SIGKILL)
-        kept = ((EXIT_CODE, self._exchange.keep(encode(code)) if code else _ZERO),)
-        cpu_s = usage.ru_utime + usage.ru_stime
+        why = f"the program {_shown(work)} {_ending(code)}" if code else ""
+        return self._ended(code, why, program, workdir, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+    def _launch(self, work: Work, program: str, argv: list[str], env: dict[str, str], workdir: str) -> Ended:
+        """Run an MPI program; its launcher speaks for it."""
+        from pilot.executors.run.nested import Program
+
+        command = _command_of(work)
         path = os.path.join(workdir, program)
-        return Ended(outcome, code, why, kept, cpu_s, usage.ru_maxrss * 1024, outside, (path, file_digest(path)))
+        if not os.access(path, os.X_OK):  # the launcher would be blamed
+            number = errno.EACCES if os.path.exists(path) else errno.ENOENT
+            return _not_started(argv[0], workdir, OSError(number, os.strerror(number)))
+        shows = self._first_program(argv[-1], env) if command.shell else path
+        nested = self._nested()
+        with nested.folder() as folder:
+            ran = nested.run(work, Program(program, tuple(argv[1:]), env, command.env, shows), folder)
+        if not ran.started:
+            return Ended(Outcome.LOST, ran.code, ran.why, launcher=ran.launcher)
+        ended = self._ended(ran.code, _ending_of(work, ran), program, workdir, ran.cpu_s, ran.max_rss_bytes)
+        at = None if ran.blamed is None else (ran.blamed.rank, ran.blamed.host)
+        return ended._replace(launcher=ran.launcher, at=at)
+
+    def _ended(self, code: int, why: str, program: str, workdir: str, cpu_s: float, max_rss_bytes: int) -> Ended:
+        outcome = Outcome.CRASHED if code < 0 else Outcome.FAILED if code else Outcome.SUCCEEDED
+        outside = code != 0 and (self._terminated or -code in (signal.SIGTERM, signal.SIGKILL))
+        kept = ((EXIT_CODE, self._exchange.keep(encode(code)) if code else _ZERO),)
+        path = os.path.join(workdir, program)
+        return Ended(outcome, code, why, kept, cpu_s, max_rss_bytes, outside, (path, file_digest(path)))
 
     def _find(self, program: str, search: str) -> str:
         """Return the file to execute; a bare name that is nowhere on the task's PATH stays one, to be refused."""
@@ -193,24 +260,10 @@ class Commands:
             found = self._found[program, search] = next(usable, f"/nonexistent/{program}")
         return found
 
-    def _spawn(
-        self, program: str, argv: list[str], env: dict[str, str], workdir: str, memory_bytes: int | None, meter: Meter
-    ) -> int | Ended:
-        """Return the process id, or why there is none."""
-        moved = workdir != self._project
-        try:
-            if moved:
-                os.chdir(workdir)
-        except OSError as error:
-            return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
-        try:
-            with nullcontext() if memory_bytes is None else meter.limit(memory_bytes):
-                return os.posix_spawn(program, argv, env, setsigdef=_DEFAULT_SIGNALS)
-        except OSError as error:
-            return _not_started(argv[0], workdir, error)
-        finally:
-            if moved:
-                os.chdir(self._project)
+    def _first_program(self, script: str, env: Mapping[str, str]) -> str:
+        """Return the file of the first program of a shell command: its MPI is taken for that of all."""
+        words = [word for word in script.split() if word != "exec" and "=" not in word]
+        return self._find(words[0], env.get("PATH", os.defpath)) if words else ""
 
     # -- after --------------------------------------------------------------------------------------
 
@@ -225,6 +278,22 @@ class Commands:
             value = contents[paths[0]] if len(paths) == 1 else contents
             outputs.append((name, self._exchange.keep(encode(value, f"the output {name!r}"))))
         return tuple(outputs), ""
+
+
+def _shown(work: Work) -> str:
+    return repr(clipped(" ".join(_command_of(work).argv), _SHOWN_BYTES))
+
+
+def _ending(code: int) -> str:
+    return signal_text(-code) if code < 0 else f"ended with exit code {code}"
+
+
+def _ending_of(work: Work, ran: Ran) -> str:
+    """Say how an MPI program ended; empty if well."""
+    if not ran.code:
+        return ""
+    one = "" if ran.blamed is None or ran.blamed.rank < 0 else f"rank {ran.blamed.rank} of {work.ranks} of "
+    return f"{one}the program {_shown(work)} {_ending(ran.code)}"
 
 
 def _command_of(work: Work) -> Command:

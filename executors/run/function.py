@@ -46,6 +46,10 @@ class Functions:
     def __contains__(self, name: str | None) -> bool:
         return name in self._codes
 
+    def code(self, name: str) -> FunctionCode:
+        """Return what was given with this hash."""
+        return self._codes[name]
+
     def load(self, name: str) -> Callable[..., Any]:
         """Return the function with this hash.
 

@@ -120,6 +120,16 @@ class Child:
 
     # -- telling --------------------------------------------------------------------------------
 
+    def bind(self, cpus: Sequence[int]) -> None:
+        """Bind the child, and those that come after it, to the slot's CPUs; none: leave it as it is.
+
+        A task with a placement of its own has that while it runs. Call it while none does: its end would undo it.
+
+        Raises:
+            OSError: this node has none of these CPUs, or processes may not use them. Nothing was changed.
+        """
+        self._keeper.bind(cpus)
+
     def learn(self, code: FunctionCode) -> None:
         """Keep a function's code; whatever child needs it gets it. Before the first `offer` that names it."""
         self._keeper.codes[code.hash] = pickle.dumps(code, 5)

@@ -52,7 +52,7 @@ def pack_result(result: Result) -> bytes:
     failure = None if result.failure is None else tuple(result.failure)
     plain = (
         result.task, result.attempt, result.outcome.value, outputs, failure, result.exit_code, result.started,
-        result.finished, tuple(result.usage), result.rank, result.host, result.program,
+        result.finished, tuple(result.usage), result.rank, result.host, result.program, result.launcher,
     )  # fmt: skip
     return pickle.dumps(plain, 5)
 
@@ -60,9 +60,11 @@ def pack_result(result: Result) -> bytes:
 def unpack_result(body: bytes) -> Result:
     """Read what `pack_result` wrote."""
     plain: Any = pickle.loads(body)
-    task, attempt, outcome, outputs, failure, exit_code, started, finished, usage, rank, host, program = plain
+    (
+        task, attempt, outcome, outputs, failure, exit_code, started, finished, usage, rank, host, program, launcher,
+    ) = plain  # fmt: skip
     return Result(
         task, attempt, _OUTCOMES[outcome], tuple([(name, Blob(*blob)) for name, blob in outputs]),
         None if failure is None else Failure(*failure), exit_code, started, finished, Usage(*usage), rank, host,
-        program,
+        program, None, launcher,
     )  # fmt: skip
