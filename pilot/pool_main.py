@@ -46,7 +46,8 @@ def _child(path: str, rank: int, host: str) -> int:
     ends = inherit()
     settings = _read(path)["settings"]
     root = str(settings["root"])
-    place = Place(rank, rank, host, root, f"{root}/.pilot/work", settings["launchers"], path)
+    isolated = (sys.executable, "-P", "-m", "pilot.pool_main", "--isolated", path)
+    place = Place(rank, rank, host, root, f"{root}/.pilot/work", settings["launchers"], isolated)
     serve(ends, place, Objects(f"{root}/.pilot/objects"))
     return 0
 

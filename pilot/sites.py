@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pilot.resources import parse_size
+from pilot.model import parse_size
 
 _PLACES = frozenset({"ranks", "hostfile", "nodes"})
 _HOST_PLACES = frozenset({"host", "ranks"})
@@ -93,7 +93,7 @@ class Program(_Part):
     )
     says: str = Field(
         default="",
-        description="what the launcher's `--version` must have in it, in any case; others of its name are passed over",
+        description="what the launcher's `--version` must say, in any case; else the next of that name is tried",
     )
     host_line: Annotated[str, AfterValidator(lambda text: _places(text, _HOST_PLACES))] = Field(
         default="{host}:{ranks}", description="one line of the host file: {host} and the number of {ranks} there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import select
 import sys
@@ -18,7 +19,8 @@ from pilot.executors.run.output import Output
 from pilot.executors.run.scrub import child_environment
 from pilot.executors.run.wire import pack_work
 from pilot.functions import describe
-from pilot.model import Blob, Command, Result, Work
+from pilot.model import Blob, Command, Placement, RankPlace, Result, Work
+from pilot.sites import Site, launchers
 from pilot.states import Kind
 from pilot.store.objects import Objects
 from pilot.values import decode, encode
@@ -32,8 +34,13 @@ FAST = Settings(start_s=30.0, delays_s=(0.05, 0.05), rest_s=5.0, grace_s=0.5, ca
 class Rig:
     """Use as a context manager. `root` gets project, scratch, objects, code and output directories."""
 
-    def __init__(self, root: Path, settings: Settings = FAST, argv: list[str] | None = None, **env: str) -> None:
+    def __init__(
+        self, root: Path, settings: Settings = FAST, argv: list[str] | None = None, site: Site | None = None, **env: str
+    ) -> None:
         self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        if site is not None:
+            (root / "site.json").write_text(json.dumps(launchers(site)))
         for name in ("project", "scratch", "objects", "code"):
             (root / name).mkdir(parents=True, exist_ok=True)
         self.objects = Objects(root / "objects")
@@ -58,9 +65,9 @@ class Rig:
 
     def function(
         self, function: Callable[..., Any], *args: Any, walltime_s: float | None = None, fresh: bool = False,
-        memory_bytes: int | None = None, task: str | None = None,
+        memory_bytes: int | None = None, task: str | None = None, cores: int = 1,
         linked: dict[tuple[str, str | None], Any] | None = None,
-        inputs: tuple[tuple[str, Blob], ...] | None = None, **kwargs: Any,
+        inputs: tuple[tuple[str, Blob], ...] | None = None, wide: dict[str, Any] | None = None, **kwargs: Any,
     ) -> Item:  # fmt: skip
         code = describe(function)
         self.child.learn(code)
@@ -68,17 +75,23 @@ class Rig:
             inputs = tuple((name, self.blob(value)) for name, value in bind(function, args, kwargs))
         links = {link: self.blob(value) for link, value in (linked or {}).items()}
         task = task or f"task{next(self._numbers)}"
-        work = Work(task, 1, Kind.FUNCTION, function.__name__, code.hash, None, inputs, links, memory_bytes, 1)
+        work = Work(
+            task, 1, Kind.FUNCTION, function.__name__, code.hash, None, inputs, links, memory_bytes, cores,
+            **(wide or {}),
+        )  # fmt: skip
         return Item(task, 1, code.hash, walltime_s, fresh, pack_work(work))
 
     def command(
         self, *argv: str, walltime_s: float | None = None, memory_bytes: int | None = None, cores: int = 1,
-        values: dict[str, Any] | None = None, **settings: Any,
+        values: dict[str, Any] | None = None, wide: dict[str, Any] | None = None, task: str | None = None,
+        **settings: Any,
     ) -> Item:  # fmt: skip
-        task = f"task{next(self._numbers)}"
+        task = task or f"task{next(self._numbers)}"
         inputs = tuple((name, self.blob(value)) for name, value in (values or {}).items())
         command = Command(argv, **settings)
-        work = Work(task, 1, Kind.COMMAND, argv[0], None, command, inputs, {}, memory_bytes, cores)
+        work = Work(
+            task, 1, Kind.COMMAND, argv[0], None, command, inputs, {}, memory_bytes, cores, **(wide or {})
+        )  # fmt: skip
         return Item(task, 1, None, walltime_s, False, pack_work(work))
 
     def blob(self, value: Any) -> Blob:
@@ -138,6 +151,16 @@ class Rig:
     def value(self, result: Result, name: str = "result") -> Any:
         blob = dict(result.outputs)[name]
         return decode(self.objects.get(blob.hash) if blob.data is None else blob.data)
+
+
+def placed(*cpus: tuple[int, ...], gpus: tuple[tuple[str, ...], ...] = (), hosts: tuple[str, ...] = ()) -> Placement:
+    """Return a placement of one rank for each of `cpus`, on this host unless told otherwise."""
+    return Placement(
+        tuple(
+            RankPlace(hosts[i] if hosts else os.uname().nodename, (i + 1,), one, gpus[i] if gpus else ())
+            for i, one in enumerate(cpus)
+        )
+    )
 
 
 def wait_for(condition: Callable[[], Any], timeout_s: float = 20.0) -> Any:

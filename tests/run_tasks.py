@@ -242,3 +242,48 @@ def use_cpu(seconds: float) -> None:
 def use_cpu_in_child(seconds: float) -> None:
     code = f"import time\nend = time.process_time() + {seconds}\nwhile time.process_time() < end: pass"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# -- shares of a node -----------------------------------------------------------------------------
+
+
+def share() -> Any:
+    return {"pid": os.getpid(), "cpus": sorted(os.sched_getaffinity(0)), "threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def thread_cpus() -> Any:
+    return [sorted(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")]
+
+
+def variable(name: str) -> Any:
+    return os.getpid(), os.environ.get(name)
+
+
+# -- MPI functions; the runner passes the communicator ----------------------------------------------
+
+
+def ranks_of(comm: Any = None) -> Any:
+    return comm.allgather(comm.rank)
+
+
+def cpus_of_ranks(comm: Any = None) -> Any:
+    return comm.allgather(sorted(os.sched_getaffinity(0)))
+
+
+def kill_rank(rank: int, number: int, comm: Any = None) -> None:
+    comm.Barrier()
+    if comm.rank == rank:
+        os.write(2, b"the last words\n")
+        os.kill(os.getpid(), number)
+    comm.Barrier()
+
+
+def raise_in_rank(rank: int, comm: Any = None) -> None:
+    if comm.rank == rank:
+        raise ValueError("bad rank")
+
+
+def hang_in_ranks(mark: str, comm: Any = None) -> None:
+    comm.Barrier()
+    Path(mark).touch()
+    time.sleep(300)

@@ -254,7 +254,7 @@ class Slot:
         """Take these CPUs, for MPI functions too; children started from now on inherit that."""
         with contextlib.suppress(OSError):  # not ours to use: nothing is bound
             set_cpus(os.getpid(), message.cpus)
-        self._child.bind(message.cpus)
+            self._child.bind(message.cpus)
 
     def _on_nudge(self, message: messages.Nudge) -> None:
         nudge(message.address, message.why, message.key)

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pilot import context
@@ -33,7 +34,7 @@ from pilot.states import Outcome
 if TYPE_CHECKING:
     from pilot.executors.run.nested import Nested
 
-_NOTHING: Mapping[str, Any] = {}
+_NO_SITE: Mapping[str, Any] = {}
 
 
 class Ends(NamedTuple):
@@ -55,11 +56,11 @@ class Place(NamedTuple):
     project: str
     """Working directory of functions, and of commands that have none of their own."""
     scratch: str
-    """Where commands' private working directories are made."""
-    launchers: Mapping[str, Any] = _NOTHING
-    """How MPI programs are started here, as plain data; see `launch.Launchers.of`."""
-    config: str = ""
-    """The pool's configuration file."""
+    """Where commands' private working directories are made, and the files of MPI programs; all nodes see it."""
+    site: Mapping[str, Any] = _NO_SITE
+    """What the site says about MPI programs and GPUs, from `pilot.sites.launchers`."""
+    isolated: tuple[str, ...] = ()
+    """Program of which each rank runs one MPI function alone: ``python -P -m pilot.pool_main --isolated CONFIG``."""
 
 
 def inherit() -> Ends:
@@ -85,6 +86,8 @@ def serve(ends: Ends, place: Place, objects: Objects) -> None:
     """
     die_with_parent(ends.parent)
     default_signals()
+    if variable := place.site.get("gpu_variable"):
+        os.environ[variable] = ""  # who was given no GPU sees none
     guard = Guard(place.project)
     runner = _Runner(place, objects, guard, ends.parent)
     inbox = Inbox(ends.tasks)
@@ -99,6 +102,24 @@ def serve(ends: Ends, place: Place, objects: Objects) -> None:
             return
 
 
+class _Done(NamedTuple):
+    """What running a task came to."""
+
+    outcome: Outcome = Outcome.SUCCEEDED
+    outputs: tuple[tuple[str, Blob], ...] = ()
+    failure: Failure | None = None
+    exit_code: int | None = None
+    elsewhere: tuple[float, int] | None = None
+    """CPU seconds and peak bytes of the processes it ran in; None: it ran in this one, which is to be tidied."""
+    program: tuple[str, str] | None = None
+    launcher: tuple[str, ...] | None = None
+    from_outside: bool = False
+    """It was ended by TERM or KILL, not necessarily for anything it did."""
+
+
+_ITS_SLOT = nullcontext()
+
+
 class _Runner:
     """Turns work into results."""
 
@@ -107,11 +128,25 @@ class _Runner:
         self._guard = guard
         self._exchange = Exchange(objects)
         self.functions = Functions(self._exchange)
-        self._commands = Commands(self._exchange, guard, place.project, place.scratch, parent, self._nested)
-        self._share = Share(place.launchers.get("gpu_variable", ""))
+        self._nested: Nested | None = None
+        self._commands = Commands(
+            self._exchange, guard, place.project, place.scratch, parent, self._open_nested
+        )  # fmt: skip
+        self._share = Share(place.site.get("gpu_variable", ""))
         self._meter = Meter()
         self._pid = os.getpid()
         self._folder = ""
+
+    def _open_nested(self) -> Nested:
+        """Return what starts MPI programs; most children never need it, nor what it imports."""
+        if self._nested is None:
+            from pilot.executors.run.launch import Launchers
+            from pilot.executors.run.nested import Nested
+
+            place = self._place
+            folder = f"{place.scratch}/{os.environ.get('PILOT_POOL', '')}.{place.rank}.mpi"
+            self._nested = Nested(Launchers.of(place.site), place.host, folder)
+        return self._nested
 
     def _enter_folder(self, folder: str) -> bool:
         """Put the submitter's folder last on the path; no if another one is there: equal names may differ in it."""
@@ -133,73 +168,66 @@ class _Runner:
             return Kind.STALE, b""
         started = time.time()
         self._meter.start()
-        outputs: tuple[tuple[str, Blob], ...] = ()
-        ended: Ended | None = None
-        failure: Failure | None = None
-        outcome, exit_code = Outcome.SUCCEEDED, None
         try:
-            with self._share.cpus(work):
-                if work.kind is TaskKind.COMMAND:
-                    ended = self._commands.run(work, self._meter, self._share.variables(work, self._guard.environment))
-                elif work.isolated:
-                    return Kind.RESULT, pack_result(self._alone(work))
-                else:
-                    outputs = self._call(work)
+            with self._share.cpus(work) if work.place is not None else _ITS_SLOT:
+                done = self._perform(work)
         except Stale:
             return Kind.STALE, b""
         except BaseException as error:  # noqa: BLE001  user code: nothing that it raises may end the child
             self._end_if_forked(error)
-            outcome, failure, exit_code = Outcome.FAILED, self._failure(work, error), _exit_code(error)
+            done = _Done(Outcome.FAILED, (), self._failure(work, error), _exit_code(error))
         self._end_if_forked(None)
         context.enter(None)
         usage = self._meter.stop()
-        if ended is None:
+        if done.elsewhere is None:
             self._guard.restore(work.task)
         else:
+            usage = Usage(usage.wall_s, *done.elsewhere)
             self._guard.restore_pipe()
             self._guard.note_leftovers(work.task)
-        place = self._place
         result = Result(
-            work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage, place.rank,
-            place.host,
+            work.task, work.attempt, done.outcome, done.outputs, done.failure, done.exit_code, started, time.time(),
+            usage, self._place.rank, self._place.host, done.program, None, done.launcher,
         )  # fmt: skip
-        if ended is not None:
-            result = self._of_command(result, ended)
-        return Kind.KILLED if ended is not None and ended.from_outside else Kind.RESULT, pack_result(result)
+        return Kind.KILLED if done.from_outside else Kind.RESULT, pack_result(result)
 
-    def _call(self, work: Work) -> tuple[tuple[str, Blob], ...]:
-        """Call the task's function; return its outputs."""
+    def _perform(self, work: Work) -> _Done:
+        """Do what the task says."""
+        base = self._guard.environment
+        if work.kind is TaskKind.COMMAND:
+            return self._of_command(self._commands.run(work, self._meter, self._share.variables(work, base)))
+        if work.isolated:
+            return self._isolated(work)
         self._commands.disarm()
-        os.environ.update(self._share.variables(work, self._guard.environment))
+        if work.place is not None:
+            os.environ.update(self._share.variables(work, base))
         context.enter(self._context(work))
-        return function.run(work, self.functions, self._exchange, self._meter)
+        return _Done(outputs=function.run(work, self.functions, self._exchange, self._meter))
 
-    def _alone(self, work: Work) -> Result:
-        """Run an MPI function in a program of its own."""
-        from pilot.executors.run.alone import run_alone
+    def _of_command(self, ended: Ended) -> _Done:
+        failure = None
+        if ended.why:
+            rank, host = ended.at or (self._place.rank, self._place.host)
+            failure = Failure("CommandFailed", ended.why, "", rank, host)
+        return _Done(
+            ended.outcome, ended.outputs, failure, ended.exit_code, (ended.cpu_s, ended.max_rss_bytes), ended.program,
+            ended.launcher, ended.from_outside,
+        )  # fmt: skip
 
-        env, code = self._guard.environment, self.functions.code(work.function or "")
-        result = run_alone(work, code, env, self._place.config, self._nested(), self._commands)
-        self._guard.restore_pipe()
-        return result._replace(rank=self._place.rank, host=self._place.host)
+    def _isolated(self, work: Work) -> _Done:
+        """Run a function that may crash its ranks in ranks of its own."""
+        from pilot.executors.run.isolate import run_isolated
 
-    def _nested(self) -> Nested:
-        """Return what starts MPI programs; loaded when first needed."""
-        from pilot.executors.run.launch import Launchers
-        from pilot.executors.run.nested import Nested
-
-        plain = self._place.launchers
-        launchers = Launchers.of(plain) if plain else Launchers()
-        return Nested(launchers, self._place.host, self._place.scratch)
-
-    def _of_command(self, result: Result, ended: Ended) -> Result:
-        """Return the result of a command."""
-        rank, host = (self._place.rank, self._place.host) if ended.at is None else ended.at
-        failure = Failure("CommandFailed", ended.why, "", rank, host) if ended.why else result.failure
-        usage = Usage(result.usage.wall_s, ended.cpu_s, ended.max_rss_bytes)
-        return result._replace(
-            outcome=ended.outcome, outputs=ended.outputs, exit_code=ended.exit_code, usage=usage, failure=failure,
-            program=ended.program, launcher=ended.launcher,
+        code = self.functions.code(work.function or "")
+        with self._commands.supervised():
+            result = run_isolated(work, code, self._open_nested(), self._guard.environment, self._place.isolated)
+        failure = result.failure
+        if failure is not None and not failure.host:
+            failure = failure._replace(host=self._place.host)
+        used = result.usage.cpu_s, result.usage.max_rss_bytes
+        outside = result.outcome is not Outcome.SUCCEEDED and self._commands.terminated
+        return _Done(
+            result.outcome, result.outputs, failure, result.exit_code, used, None, result.launcher, outside
         )  # fmt: skip
 
     def _context(self, work: Work) -> context.Context:

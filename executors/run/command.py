@@ -66,7 +66,7 @@ class Commands:
         project: working directory of a command that names none; others are relative to it.
         scratch: where private working directories are made.
         rank: process id of the child's rank.
-        nested: returns what starts MPI programs; called with the first of them, as few tasks need it.
+        nested: gives what starts MPI programs.
     """
 
     def __init__(
@@ -153,15 +153,7 @@ class Commands:
         if private:
             os.makedirs(workdir, exist_ok=True)
         self._write_files(work, command, workdir)
-        added = {**variables, **command.env}
-        argv = ["/bin/sh", "-c", command.argv[0]] if command.shell else list(command.argv)
-        env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, added)
-        program = self._find(argv[0], env.get("PATH", os.defpath))
-        with self.supervised():
-            if work.ranks is None:
-                ended = self._execute(work, program, argv, env, workdir, meter)
-            else:
-                ended = self._launch(work, program, argv, env, workdir)
+        ended = self._run_in(workdir, work, meter, variables)
         if ended.outcome is Outcome.SUCCEEDED and command.outputs:
             outputs, missing = self._collect(command, workdir)
             ended = ended._replace(outputs=ended.outputs + outputs)
@@ -197,15 +189,34 @@ class Commands:
 
     # -- the program --------------------------------------------------------------------------------
 
+    def _run_in(self, workdir: str, work: Work, meter: Meter, variables: Mapping[str, str]) -> Ended:
+        command = _command_of(work)
+        argv = ["/bin/sh", "-c", command.argv[0]] if command.shell else list(command.argv)
+        added = {**variables, **command.env}
+        env = command_environment(self._guard.environment, work.task, work.attempt, work.cores, added)
+        program = self._find(argv[0], env.get("PATH", os.defpath))
+        moved = workdir != self._project
+        try:
+            if moved:
+                os.chdir(workdir)
+        except OSError as error:
+            return Ended(Outcome.FAILED, NOT_FOUND, f"cannot enter its directory {workdir!r}: {error.strerror}")
+        try:
+            with self.supervised():
+                if work.ranks is None:
+                    return self._execute(work, program, argv, env, workdir, meter)
+                return self._launch(work, program, argv, env, workdir)
+        finally:
+            if moved:
+                os.chdir(self._project)
+
     def _execute(
         self, work: Work, program: str, argv: list[str], env: dict[str, str], workdir: str, meter: Meter
     ) -> Ended:  # fmt: skip
         try:
-            with self._entered(workdir), nullcontext() if work.memory_bytes is None else meter.limit(work.memory_bytes):
-                actions = _redirection(work)
+            with nullcontext() if work.memory_bytes is None else meter.limit(work.memory_bytes):
+                actions = redirection(_stdout_of(work))
                 pid = os.posix_spawn(program, argv, env, setsigdef=_DEFAULT_SIGNALS, file_actions=actions)
-        except _NotEntered as error:
-            return error.ended
         except OSError as error:
             return _not_started(argv[0], workdir, error)
         _, status, usage = os.wait4(pid, 0)
@@ -217,20 +228,15 @@ class Commands:
         """Run an MPI program; its launcher speaks for it."""
         from pilot.executors.run.nested import Program
 
-        nested = self._nested()
         command = _command_of(work)
         path = os.path.join(workdir, program)
         if not os.access(path, os.X_OK):  # the launcher would be blamed
             number = errno.EACCES if os.path.exists(path) else errno.ENOENT
             return _not_started(argv[0], workdir, OSError(number, os.strerror(number)))
         shows = self._first_program(argv[-1], env) if command.shell else path
-        try:
-            with nested.folder(work) as folder, self._entered(workdir):
-                stdout = None if command.stdout is None else _inside(command.stdout, "file")
-                started = Program(program, tuple(argv[1:]), env, command.env, shows, stdout)
-                ran = nested.run(work, started, folder)
-        except _NotEntered as error:
-            return error.ended
+        nested = self._nested()
+        with nested.folder() as folder:
+            ran = nested.run(work, Program(program, tuple(argv[1:]), env, command.env, shows, _stdout_of(work)), folder)
         if not ran.started:
             return Ended(Outcome.LOST, ran.code, ran.why, launcher=ran.launcher)
         ended = self._ended(ran.code, _ending_of(work, ran), program, workdir, ran.cpu_s, ran.max_rss_bytes)
@@ -243,26 +249,6 @@ class Commands:
         kept = ((EXIT_CODE, self._exchange.keep(encode(code)) if code else _ZERO),)
         path = os.path.join(workdir, program)
         return Ended(outcome, code, why, kept, cpu_s, max_rss_bytes, outside, (path, file_digest(path)))
-
-    @contextmanager
-    def _entered(self, workdir: str) -> Iterator[None]:
-        """Be in the working directory meanwhile.
-
-        Raises:
-            _NotEntered: it cannot be entered.
-        """
-        if workdir == self._project:
-            yield
-            return
-        try:
-            os.chdir(workdir)
-        except OSError as error:
-            why = f"cannot enter its directory {workdir!r}: {error.strerror}"
-            raise _NotEntered(Ended(Outcome.FAILED, NOT_FOUND, why)) from error
-        try:
-            yield
-        finally:
-            os.chdir(self._project)
 
     def _find(self, program: str, search: str) -> str:
         """Return the file to execute; a bare name that is nowhere on the task's PATH stays one, to be refused."""
@@ -295,14 +281,6 @@ class Commands:
         return tuple(outputs), ""
 
 
-class _NotEntered(Exception):
-    """The working directory cannot be entered."""
-
-    def __init__(self, ended: Ended) -> None:
-        super().__init__(ended.why)
-        self.ended = ended
-
-
 def _shown(work: Work) -> str:
     return repr(clipped(" ".join(_command_of(work).argv), _SHOWN_BYTES))
 
@@ -319,12 +297,15 @@ def _ending_of(work: Work, ran: Ran) -> str:
     return f"{one}the program {_shown(work)} {_ending(ran.code)}"
 
 
-def _redirection(work: Work) -> list[tuple[int, int, str, int, int]]:
-    """Return what sends the program's standard output where the command wants it."""
+def redirection(stdout: str | None) -> list[tuple[int, int, str, int, int]]:
+    """Return what opens a file as a program's standard output; nothing for None."""
+    return [] if stdout is None else [(os.POSIX_SPAWN_OPEN, 1, stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)]
+
+
+def _stdout_of(work: Work) -> str | None:
+    """Return the file, below the working directory, that gets a command's standard output."""
     stdout = _command_of(work).stdout
-    if stdout is None:
-        return []
-    return [(os.POSIX_SPAWN_OPEN, 1, _inside(stdout, "file"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)]
+    return None if stdout is None else _inside(stdout, "file")
 
 
 def _command_of(work: Work) -> Command:

@@ -47,7 +47,7 @@ class Functions:
         return name in self._codes
 
     def code(self, name: str) -> FunctionCode:
-        """Return what was given of the function with this hash."""
+        """Return what was given with this hash."""
         return self._codes[name]
 
     def load(self, name: str) -> Callable[..., Any]:

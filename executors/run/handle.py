@@ -8,7 +8,6 @@ one attempt, and that one has begun.
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,6 @@ from pilot.executors.run.keeper import Keeper
 from pilot.executors.run.output import Output
 from pilot.executors.run.process import Process
 from pilot.executors.run.restart import Settings
-from pilot.executors.run.share import set_cpus
 from pilot.executors.run.verdict import Finished, Item, Key
 from pilot.model import FunctionCode
 from pilot.states import Outcome
@@ -81,12 +79,6 @@ class Child:
         self._keeper.wait_gone(_CLOSE_S)
         self._output.close()
 
-    def bind(self, cpus: Sequence[int]) -> None:
-        """Bind the present child to these CPUs; later ones inherit what this process has."""
-        if self._keeper.process is not None:
-            with contextlib.suppress(OSError):  # it is gone, or may not use them: the next one is as we are
-                set_cpus(self._keeper.process.pid, cpus)
-
     # -- asking ---------------------------------------------------------------------------------
 
     @property
@@ -127,6 +119,16 @@ class Child:
         return now if self._keeper.ended else self._keeper.next_wake(now)
 
     # -- telling --------------------------------------------------------------------------------
+
+    def bind(self, cpus: Sequence[int]) -> None:
+        """Bind the child, and those that come after it, to the slot's CPUs; none: leave it as it is.
+
+        A task with a placement of its own has that while it runs. Call it while none does: its end would undo it.
+
+        Raises:
+            OSError: this node has none of these CPUs, or processes may not use them. Nothing was changed.
+        """
+        self._keeper.bind(cpus)
 
     def learn(self, code: FunctionCode) -> None:
         """Keep a function's code; whatever child needs it gets it. Before the first `offer` that names it."""

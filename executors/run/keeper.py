@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from pilot.executors.run import verdict
 from pilot.executors.run.frames import Kind, Packet
 from pilot.executors.run.process import Process
 from pilot.executors.run.restart import Settings, Starts, Stopping
+from pilot.executors.run.share import set_cpus
 from pilot.executors.run.verdict import Death, Finished, Item, Key, Span
 from pilot.model import Log
 from pilot.states import Outcome
@@ -65,6 +66,7 @@ class Keeper:
         self._rank, self._host, self._settings = rank, host, settings
         self._stopping: Stopping | None = None
         self._graves: list[Process] = []
+        self._cpus: tuple[int, ...] = ()
 
     # -- one turn -------------------------------------------------------------------------------
 
@@ -102,6 +104,16 @@ class Keeper:
         if self._graves or (p and p.silent_since is not None):
             times.append(now + 0.01)
         return min(times, default=None)
+
+    def bind(self, cpus: Sequence[int]) -> None:
+        """Bind the process, and all that come after it, to these CPUs.
+
+        Raises:
+            OSError: this node has none of them, or processes may not use them.
+        """
+        if cpus and self.process and self.process.death() is None:
+            set_cpus(self.process.pid, cpus)
+        self._cpus = tuple(cpus)
 
     # -- queue ----------------------------------------------------------------------------------
 
@@ -265,6 +277,8 @@ class Keeper:
         """Start a process, or note why that cannot be done."""
         try:
             self.process = self._make(now)
+            if self._cpus:
+                set_cpus(self.process.pid, self._cpus)
         except OSError as error:
             self.starts.failed(f"it cannot be run: {error}", now)
 

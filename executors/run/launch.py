@@ -42,17 +42,19 @@ class Program(NamedTuple):
 class Launchers(NamedTuple):
     """What a child knows of its site."""
 
-    programs: Mapping[str, Program] = {}
-    default: str = "mpich"
+    programs: Mapping[str, Program]
+    default: str
     """Flavour of programs that do not show theirs, and of the pool."""
-    start_s: float = 60.0
+    start_s: float
     """Time in which a launcher must have started a first rank."""
-    gpu_variable: str = ""
+    gpu_variable: str
     """Tells a process which GPUs it may use; empty: the site has none."""
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Launchers:
-        """Read what `pilot.sites.launchers` wrote."""
+        """Read what `pilot.sites.launchers` wrote; nothing means a site that has no launchers."""
+        if not plain:
+            return cls({}, "mpich", 60.0, "")
         programs = {
             flavour: Program(tuple(one["launcher"]), one["says"], one["host_line"], one["env"])
             for flavour, one in plain["programs"].items()
@@ -79,6 +81,11 @@ def by_host(ranks: Sequence[RankPlace]) -> dict[str, list[RankPlace]]:
     for rank in ranks:
         hosts.setdefault(real_host(rank.host), []).append(rank)
     return hosts
+
+
+def in_launch_order(ranks: Sequence[RankPlace]) -> tuple[RankPlace, ...]:
+    """Return the ranks as a launcher numbers them: those of one host together."""
+    return tuple([rank for here in by_host(ranks).values() for rank in here])
 
 
 # -- which MPI ------------------------------------------------------------------------------------
@@ -177,10 +184,9 @@ def choose(launchers: Launchers, path: str, env: Mapping[str, str]) -> Chosen:
         )
     names = program.launcher[0].split("|")
     folders = [*_beside(library), os.path.dirname(sys.executable), *env.get("PATH", os.defpath).split(":")]
-    for folder in folders:
+    for folder in map(os.path.realpath, folders):  # Open MPI takes what /bin lies in, "/", for its installation
         for name in names:
-            # Real folders: Open MPI takes its prefix from its own path. An absolute name stays as it is.
-            candidate = os.path.join(os.path.realpath(folder), name)
+            candidate = os.path.join(folder, name)  # an absolute name stays as it is
             if os.path.isfile(candidate) and os.access(candidate, os.X_OK) and _says(candidate, program.says, env):
                 return Chosen(flavour, candidate, program)
     told = f" whose --version has {program.says!r}" if program.says else ""
@@ -193,7 +199,7 @@ def choose(launchers: Launchers, path: str, env: Mapping[str, str]) -> Chosen:
 
 def _beside(library: str) -> list[str]:
     """Return the folders in which the installation of a library may have its programs."""
-    folder = os.path.dirname(library)
+    folder = os.path.realpath(os.path.dirname(library)) if library else ""
     folders: list[str] = []
     while len(folder) > 1 and len(folders) < 3:
         folder = os.path.dirname(folder)

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pilot.executors.run import bind
+from pilot.executors.run.command import redirection
 from pilot.executors.run.launch import Blame, Launchers, blame, by_host, choose
 from pilot.executors.run.orphans import kill_orphans
 from pilot.executors.run.scrub import MARK, OURS
@@ -45,7 +46,7 @@ class Program(NamedTuple):
     flavour_path: str
     """The file that shows which MPI it is of; empty: the pool's own."""
     stdout: str | None = None
-    """File that gets its standard output; None: as the rest, our own output."""
+    """File that gets its standard output; None: what the rest of its output goes to."""
 
 
 class Ran(NamedTuple):
@@ -59,7 +60,9 @@ class Ran(NamedTuple):
     """Whether any rank came up."""
     blamed: Blame | None
     why: str
-    """For a person, if `code` is not 0 or nothing started."""
+    """For a person, if nothing started."""
+    words: str
+    """The end of what was printed."""
     cpu_s: float
     max_rss_bytes: int
 
@@ -70,26 +73,32 @@ class Nested:
     Args:
         launchers: the site's.
         host: the node of this slot.
-        scratch: where a program's files lie while it runs; every node sees it.
+        folder: where a program's files lie while it runs: the slot's own, and every node sees it.
     """
 
-    def __init__(self, launchers: Launchers, host: str, scratch: str) -> None:
+    def __init__(self, launchers: Launchers, host: str, folder: str) -> None:
         self._launchers = launchers
         self._host = host
-        self._scratch = scratch
+        self._folder = folder
 
     @contextlib.contextmanager
-    def folder(self, work: Work) -> Iterator[str]:
-        """Make a folder for the task's files; remove it with all files in it."""
-        path = os.path.join(self._scratch, f"{work.task}.{work.attempt}.mpi")
-        os.makedirs(path, mode=0o700, exist_ok=True)
+    def folder(self) -> Iterator[str]:
+        """Make the folder of one program; remove it with all files in it.
+
+        It is the slot's and not the task's: what a child that was killed has left is found by the next one.
+        """
+        self._remove_folder()
+        os.makedirs(self._folder, mode=0o700, exist_ok=True)
         try:
-            yield path
+            yield self._folder
         finally:
-            with contextlib.suppress(OSError):
-                for name in os.listdir(path):
-                    os.unlink(os.path.join(path, name))
-                os.rmdir(path)
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        with contextlib.suppress(OSError):
+            for name in os.listdir(self._folder):
+                os.unlink(os.path.join(self._folder, name))
+            os.rmdir(self._folder)
 
     def run(self, work: Work, program: Program, folder: str) -> Ran:
         """Run the program over the task's placement to its end, in the present directory.
@@ -124,15 +133,12 @@ class Nested:
         wrapper = [sys.executable, "-S", "-E", "-P", os.path.abspath(bind.__file__), shares]
         env = chosen.environment(program.env, program.own)
         reading, writing = os.pipe2(os.O_CLOEXEC)
-        actions: list[Any] = [(os.POSIX_SPAWN_DUP2, writing, 2)]
-        if program.stdout is None:
-            actions.append((os.POSIX_SPAWN_DUP2, writing, 1))
-        else:
-            actions.append((os.POSIX_SPAWN_OPEN, 1, program.stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666))
         try:
             pid = os.posix_spawn(
                 line[0], [*line, *wrapper, program.path, *program.argv], env, setsigdef=_DEFAULT_SIGNALS,
-                file_actions=actions,
+                file_actions=[
+                    (os.POSIX_SPAWN_DUP2, writing, 2), (os.POSIX_SPAWN_DUP2, writing, 1), *redirection(program.stdout)
+                ],
             )  # fmt: skip
             os.close(writing)
             writing = -1
@@ -223,7 +229,8 @@ class _Watch:
             code = -blamed.signal
         elif code > 128 and code - 128 in signal.valid_signals():
             code = 128 - code
-        return Ran(launcher, code, started, blamed, why, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        cpu_s, max_rss_bytes = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+        return Ran(launcher, code, started, blamed, why, words.strip(), cpu_s, max_rss_bytes)
 
     def _started(self) -> dict[int, tuple[int, str]]:
         """Return rank and host of every process that came up; lines that met in the file are left out."""

@@ -60,8 +60,9 @@ def pack_result(result: Result) -> bytes:
 def unpack_result(body: bytes) -> Result:
     """Read what `pack_result` wrote."""
     plain: Any = pickle.loads(body)
-    task, attempt, outcome, outputs, failure, exit_code, started, finished, usage, rank, host, *rest = plain
-    program, launcher = rest
+    (
+        task, attempt, outcome, outputs, failure, exit_code, started, finished, usage, rank, host, program, launcher,
+    ) = plain  # fmt: skip
     return Result(
         task, attempt, _OUTCOMES[outcome], tuple([(name, Blob(*blob)) for name, blob in outputs]),
         None if failure is None else Failure(*failure), exit_code, started, finished, Usage(*usage), rank, host,
