@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from pilot.model import parse_size
+from pilot.resources import parse_size
 
 _PLACES = frozenset({"ranks", "hostfile", "nodes"})
 _HOST_PLACES = frozenset({"host", "ranks"})
