@@ -71,6 +71,15 @@ class Spot(NamedTuple):
     """Thousandths that it has of each of them."""
 
 
+Spots = tuple[Spot, ...]
+"""The place of one task, in the order of its ranks."""
+
+
+def slots_of(spots: Iterable[Spot]) -> list[int]:
+    """Return the slots of all ranks together."""
+    return [slot for spot in spots for slot in spot.slots]
+
+
 class Room(NamedTuple):
     """What is free on a node. The order is that of best fit for tasks without GPUs."""
 
@@ -122,7 +131,7 @@ class Board:
 
     # -- looking --------------------------------------------------------------------------------
 
-    def place(self, shape: Shape) -> tuple[Spot, ...] | None:
+    def place(self, shape: Shape) -> Spots | None:
         """Choose free slots and GPUs for the ranks of one task, best fit first; None if there is no room.
 
         A task goes to one node if it can, else to as few as it fits on. Slots of a rank are consecutive if such
@@ -138,15 +147,16 @@ class Board:
 
     def fits(self, spots: Iterable[Spot]) -> bool:
         """Say whether all of this is free."""
-        slots: dict[int, int] = {}
-        gpus: dict[tuple[int, int], int] = {}
-        for spot in spots:
-            slots[spot.node] = slots.get(spot.node, 0) | self._mask(spot.slots)
-            for gpu in spot.gpus:
-                gpus[spot.node, gpu] = gpus.get((spot.node, gpu), 0) + spot.share
-        return all(not mask & (self._taken[node] | self._gone[node]) for node, mask in slots.items()) and all(
-            self._used[node][gpu] + share <= GPU for (node, gpu), share in gpus.items()
-        )
+        for node, mask, sharing in self._by_node(spots):
+            if mask & (self._taken[node] | self._gone[node]):
+                return False
+            used = list(self._used[node])
+            for spot in sharing:
+                for gpu in spot.gpus:
+                    used[gpu] += spot.share
+                    if used[gpu] > GPU:
+                        return False
+        return True
 
     def crumbs(self, count: int) -> list[Spot]:
         """Return up to `count` free slots, one spot for each node, from the fullest nodes first."""
@@ -222,18 +232,15 @@ class Board:
 
     # -- books ----------------------------------------------------------------------------------
 
-    def _mask(self, slots: Iterable[int]) -> int:
-        mask = 0
-        for slot in slots:
-            mask |= self._bit[slot]
-        return mask
-
     def _by_node(self, spots: Iterable[Spot]) -> Iterator[tuple[int, int, list[Spot]]]:
         """Yield (node, bits of the slots, the spots that have GPUs) of each node."""
         masks: dict[int, int] = {}
         gpus: dict[int, list[Spot]] = {}
         for spot in spots:
-            masks[spot.node] = masks.get(spot.node, 0) | self._mask(spot.slots)
+            mask = masks.get(spot.node, 0)
+            for slot in spot.slots:
+                mask |= self._bit[slot]
+            masks[spot.node] = mask
             if spot.gpus:
                 gpus.setdefault(spot.node, []).append(spot)
         for node, mask in masks.items():

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left, insort
 from collections.abc import Mapping, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import NamedTuple
 
-from pilot.board import Board, Shape, Spot
+from pilot.board import Board, Shape, Spot, Spots, slots_of
+from pilot.errors import PoolError
 from pilot.fitting import GPU
 from pilot.resources import Resources
+from pilot.stays import Stay, Stays, end_of
 
 REVIEW_S = 10.0
 """How long slots stay reserved for a task before others are considered; doubled each time they are exchanged."""
-
-Spots = tuple[Spot, ...]
 
 # -- narrow work ----------------------------------------------------------------------------------
 
@@ -119,14 +118,6 @@ class Plan(NamedTuple):
     have not begun."""
 
 
-class _Stay(NamedTuple):
-    """Work in hand, by its expected end."""
-
-    end: float
-    number: int
-    spots: Spots
-
-
 class _Hold(NamedTuple):
     """A reservation in detail."""
 
@@ -158,15 +149,14 @@ class Planner:
     def __init__(self, board: Board) -> None:
         self.board = board
         """Read only; change it by the methods here."""
-        self._stays: list[_Stay] = []
-        """Sorted; those of unknown end last."""
-        self._by_slot: dict[int, _Stay] = {}
+        self._stays = Stays()
         self._wide: set[int] = set()
-        self._number = 0
         self._hold: _Hold | None = None
         self._in_force = True
-        self._awaited: set[_Stay] = set()
+        self._awaited: set[Stay] = set()
         """What the reservation waits for."""
+        self._latest: float | None = None
+        """The last of their ends, once somebody has asked for it."""
         self._patience_s = REVIEW_S
         self._review_at = 0.0
         self._never: set[Shape] = set()
@@ -177,13 +167,16 @@ class Planner:
         """Note that a slot has narrow work in hand, which should end at `until`; None: nobody knows. Repeatable.
 
         An estimate is better than None: what is overdue is seen as such.
+
+        Raises:
+            PoolError: a wide task has the slot; this is a defect.
         """
-        stay = self._by_slot.get(slot)
+        stay = self._stays.of(slot)
         spots: Spots
-        if stay is None:
+        if stay is None or slot in self._wide:
             spots = (Spot(self.board.where[slot], (slot,)),)
             self._take(spots)
-        elif stay.end == _end(until):
+        elif stay.end == end_of(until):
             return
         else:
             spots = stay.spots
@@ -192,7 +185,7 @@ class Planner:
 
     def idle(self, slot: int) -> None:
         """Note that a slot holds no narrow work. Repeatable."""
-        stay = self._by_slot.get(slot)
+        stay = self._stays.of(slot)
         if stay is not None and slot not in self._wide:
             self._leave(stay)
             self._release(stay.spots)
@@ -205,12 +198,19 @@ class Planner:
         """
         self._take(spots)
         self._stay(spots, until)
-        self._wide.update(_slots(spots))
+        self._wide.update(slots_of(spots))
 
     def end(self, spots: Spots) -> None:
-        """Note that a wide task has ended."""
-        self._leave(self._by_slot[spots[0].slots[0]])
-        self._wide.difference_update(_slots(spots))
+        """Note that a wide task has ended.
+
+        Raises:
+            PoolError: none has begun there; this is a defect.
+        """
+        stay = self._stays.of(spots[0].slots[0])
+        if stay is None or stay.spots != spots:
+            raise PoolError(f"a task was to end on slots {slots_of(spots)} that it does not have; please report this")
+        self._leave(stay)
+        self._wide.difference_update(slots_of(spots))
         self._release(spots)
 
     def remove(self, slot: int) -> None:
@@ -238,28 +238,29 @@ class Planner:
         starts outside of these, or on them if its walltime has passed before. Narrow work ahead keeps as many free
         slots as it has tasks. Nothing changes but the reservation.
         """
-        tried: list[Spots] = []
+        tried: list[Stay] = []
         starts: list[Start] = []
         claimed: set[int] = set()
         settled, self._in_force = False, True
         for item in sorted(waiting, key=lambda item: (item.priority, item.seq)):
             if not item.shape.wide:
                 claims = self._claim(item, settled)
-                claimed.update(_slots(claims))
-                tried.append(claims)
+                self._take(claims)
+                claimed.update(slots_of(claims))
+                tried.append(Stay(math.inf, 0, claims))  # back again when nobody knows
                 continue
             left = item.count
             while left and (spots := self._room(item, now, settled)):
                 self._take(spots)
-                tried.append(spots)
+                tried.append(Stay(end_of(item.walltime_s and now + item.walltime_s), 0, spots))
                 starts.append(Start(item.key, item.priority, spots))
                 left -= 1
             if left and not settled:
                 settled = self._reserve(item, now, tried, claimed)
         if not settled:
             self._drop_hold()
-        for spots in tried:
-            self._release(spots)
+        for stay in tried:
+            self._release(stay.spots)
         return Plan(tuple(starts), self._reservation(now) if self._in_force else None)
 
     def open_to(
@@ -292,7 +293,8 @@ class Planner:
         claims = hold.outside.crumbs(item.count)
         left = item.count - sum(len(spot.slots) for spot in claims)
         if left and not settled and item.priority < hold.priority:
-            claims += [spot for spot in self.board.crumbs(self.board.free) if hold.needs((spot,))][:left]
+            free = (slot for slot in hold.slots if self.board.is_free(slot))
+            claims += [Spot(self.board.where[slot], (slot,)) for slot in islice(free, left)]
         return tuple(claims)
 
     def _room(self, item: Waiting, now: float, settled: bool) -> Spots | None:
@@ -310,7 +312,7 @@ class Planner:
             self._drop_hold()
         return spots
 
-    def _reserve(self, item: Waiting, now: float, tried: Sequence[Spots], claimed: set[int]) -> bool:
+    def _reserve(self, item: Waiting, now: float, tried: Sequence[Stay], claimed: set[int]) -> bool:
         """See to it that slots are reserved for this class; say whether it is possible."""
         hold = self._hold
         if hold is not None and (hold.key, hold.priority) != (item.key, item.priority):
@@ -319,7 +321,7 @@ class Planner:
             return True
         if item.shape in self._never:
             return False
-        found = self._soonest(item.shape, now, tried)
+        found = self._stays.soonest(self.board, item.shape, now, tried)
         if found is None:
             if self.board.why_never(item.shape):
                 self._never.add(item.shape)
@@ -327,117 +329,71 @@ class Planner:
         spots, wait_s = found
         if hold is not None:
             self._review_at = now + self._patience_s
-            if 2 * wait_s >= max((_overdue(stay.end, now) for stay in self._awaited), default=0.0):
+            if 2 * wait_s >= max((stay.wait_s(now) for stay in self._awaited), default=0.0):
                 return True
             self._patience_s *= 2
         else:
             self._patience_s = REVIEW_S
         self._review_at = now + self._patience_s
         self._set_hold(item, spots)
-        self._in_force = claimed.isdisjoint(_slots(spots))  # work ahead has these first, and once
+        self._in_force = claimed.isdisjoint(slots_of(spots))  # work ahead has these first, and once
         return True
-
-    def _soonest(self, shape: Shape, now: float, tried: Sequence[Spots]) -> tuple[Spots, float] | None:
-        """Return the place that is free soonest, and in how many seconds; what this plan has given away comes last."""
-        first = bisect_left(self._stays, (now,))
-        order = chain(
-            heapq.merge(
-                self._stays[first:], reversed(self._stays[:first]), key=lambda stay: _overdue(stay.end, now)
-            ),
-            (_Stay(math.inf, 0, spots) for spots in tried),
-        )  # fmt: skip
-        before = board = self.board
-        stays, spots = [_Stay(now, 0, ())], self.board.place(shape)
-        size = 1
-        while not spots:
-            stays = list(islice(order, size))
-            if not stays:
-                return None
-            before, board = board, _without(board, stays)
-            spots = board.place(shape)
-            size *= 2
-        while len(stays) > 1:  # the last step was too long by up to half
-            half = len(stays) // 2
-            middle = _without(before, stays[:half])
-            sooner = middle.place(shape)
-            if sooner:
-                spots, stays = sooner, stays[:half]
-            else:
-                before, stays = middle, stays[half:]
-        return spots, _overdue(stays[0].end, now)
 
     # -- books ----------------------------------------------------------------------------------
 
     def _take(self, spots: Spots) -> None:
         self.board.take(spots)
         if self._hold is not None:
-            self._hold.outside.take([spot for spot in spots if self._hold.slots.isdisjoint(spot.slots)])
+            self._hold.outside.take(spots)
 
     def _release(self, spots: Spots) -> None:
         self.board.release(spots)
         if self._hold is not None:
-            self._hold.outside.release([spot for spot in spots if self._hold.slots.isdisjoint(spot.slots)])
+            self._hold.outside.release(spots)
 
     def _stay(self, spots: Spots, until: float | None) -> None:
-        self._number += 1
-        stay = _Stay(_end(until), self._number, spots)
-        insort(self._stays, stay)
-        for slot in _slots(spots):
-            self._by_slot[slot] = stay
+        stay = self._stays.add(spots, until)
         if self._hold is not None and self._hold.needs(spots):
             self._awaited.add(stay)
+            self._latest = None
 
-    def _leave(self, stay: _Stay) -> None:
-        del self._stays[bisect_left(self._stays, stay)]
-        for slot in _slots(stay.spots):
-            del self._by_slot[slot]
-        self._awaited.discard(stay)
+    def _leave(self, stay: Stay) -> None:
+        self._stays.remove(stay)
+        if stay in self._awaited:
+            self._awaited.discard(stay)
+            self._latest = None
 
     def _set_hold(self, item: Waiting, spots: Spots) -> None:
-        slots = frozenset(_slots(spots))
         gpus: dict[tuple[int, int], int] = {}
         for spot in spots:
             for gpu in spot.gpus:
                 gpus[spot.node, gpu] = gpus.get((spot.node, gpu), 0) + spot.share
         outside = self.board.copy()
         outside.hold(spots)
-        self._hold = _Hold(item.key, item.priority, spots, slots, gpus, outside)
-        self._awaited = {stay for stay in self._stays if self._hold.needs(stay.spots)}
+        hold = self._hold = _Hold(item.key, item.priority, spots, frozenset(slots_of(spots)), gpus, outside)
+        if gpus:
+            self._awaited = {stay for stay in self._stays if hold.needs(stay.spots)}
+        else:
+            self._awaited = {stay for slot in hold.slots if (stay := self._stays.of(slot)) is not None}
+        self._latest = None
 
     def _drop_hold(self) -> None:
         self._hold = None
         self._awaited = set()
 
     def _reservation(self, now: float) -> Reservation | None:
+        """Return the reservation as others see it."""
         hold = self._hold
         if hold is None:
             return None
-        at = max((stay.end for stay in self._awaited), default=now)
-        return Reservation(hold.key, hold.priority, hold.slots, at if now <= at < math.inf else None)
-
-
-def _slots(spots: Sequence[Spot]) -> list[int]:
-    return [slot for spot in spots for slot in spot.slots]
-
-
-def _end(until: float | None) -> float:
-    return math.inf if until is None else until
-
-
-def _overdue(end: float, now: float) -> float:
-    """Return in how many seconds work should end; what is late may take as long again as it is late."""
-    return end - now if end >= now else now - end
+        if self._latest is None:
+            self._latest = max((stay.end for stay in self._awaited), default=now)
+        at = self._latest if now <= self._latest < math.inf or not self._awaited else None
+        return Reservation(hold.key, hold.priority, hold.slots, at)
 
 
 def _in_time(walltime_s: float | None, now: float, reserved: Reservation | None) -> bool:
-    """Say whether work of this walltime ends before the reservation begins."""
-    known = walltime_s is not None and reserved is not None and reserved.at is not None
-    return known and now + walltime_s <= reserved.at  # type: ignore[operator, union-attr]
-
-
-def _without(board: Board, stays: Sequence[_Stay]) -> Board:
-    """Return the board as it is when all of this has ended."""
-    later = board.copy()
-    for stay in stays:
-        later.release(stay.spots)
-    return later
+    """Say whether work started now ends before reserved slots are needed."""
+    return (
+        reserved is not None and reserved.at is not None and walltime_s is not None and now + walltime_s <= reserved.at
+    )

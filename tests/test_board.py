@@ -113,7 +113,9 @@ def test_nothing_feasible_waits_while_slots_idle_unless_reserved(nodes: list[Nod
     for slot in kept:
         free.remove(slot)
     for item in waiting:
-        if item.key not in begun and (plan.reserved is None or plan.reserved.key != item.key):
+        reserved_for_it = plan.reserved is not None and plan.reserved.key == item.key
+        gpus_reserved = plan.reserved is not None and item.shape.gpus  # a plan does not say which
+        if item.key not in begun and not reserved_for_it and not gpus_reserved:
             assert free.place(item.shape) is None
 
 
