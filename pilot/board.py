@@ -6,7 +6,7 @@ kinds of room there are, not with nodes, slots or tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice, pairwise
 from typing import NamedTuple
 
@@ -109,6 +109,7 @@ class Board:
         self.where = {slot: i for i, node in enumerate(self.nodes) for slot in node.slots}
         """Slot → index of its node. Read only."""
         self._bit = {slot: 1 << place for node in self.nodes for place, slot in enumerate(node.slots)}
+        self._all = [(1 << len(node.slots)) - 1 for node in self.nodes]
         self._taken = [0] * len(self.nodes)
         self._gone = [0] * len(self.nodes)
         self._used = [(0,) * node.gpus for node in self.nodes]
@@ -189,26 +190,29 @@ class Board:
 
     # -- changing -------------------------------------------------------------------------------
 
-    def take(self, spots: Iterable[Spot]) -> None:
-        """Mark slots and GPUs as in use.
+    def take(self, spots: Iterable[Spot], *others: Board) -> None:
+        """Mark slots and GPUs as in use, on other boards of the same pool as well.
 
         Raises:
             PoolError: a slot is in use already; this is a defect.
         """
         for node, mask, gpus in self._by_node(spots):
-            if self._taken[node] & mask:
-                raise PoolError(f"slots on {self.nodes[node].name!r} were to be taken twice; please report this")
-            self._taken[node] |= mask
-            self._use(node, gpus, 1)
-            self._settle(node)
+            for board in (self, *others):
+                if board._taken[node] & mask:
+                    raise PoolError(f"slots on {self.nodes[node].name!r} were to be taken twice; please report this")
+                board._taken[node] |= mask
+                board._use(node, gpus, 1)
+                board._settle(node)
 
-    def release(self, spots: Iterable[Spot]) -> None:
-        """Mark slots and GPUs as free again."""
+    def release(self, spots: Iterable[Spot], *others: Board) -> None:
+        """Mark slots and GPUs as free again, on other boards of the same pool as well."""
         for node, mask, gpus in self._by_node(spots):
-            self._taken[node] &= ~mask
-            self._use(node, gpus, -1)
-            self._settle(node)
-        self._full.clear()
+            for board in (self, *others):
+                board._taken[node] &= ~mask
+                board._use(node, gpus, -1)
+                board._settle(node)
+        for board in (self, *others):
+            board._full.clear()
 
     def remove(self, slot: int) -> None:
         """Count a slot out, in use or not, as it is lost or quarantined. Repeatable."""
@@ -232,19 +236,20 @@ class Board:
 
     # -- books ----------------------------------------------------------------------------------
 
-    def _by_node(self, spots: Iterable[Spot]) -> Iterator[tuple[int, int, list[Spot]]]:
-        """Yield (node, bits of the slots, the spots that have GPUs) of each node."""
+    def _by_node(self, spots: Iterable[Spot]) -> list[tuple[int, int, list[Spot]]]:
+        """Return (node, bits of the slots, the spots that have GPUs) of each node."""
+        bit = self._bit
         masks: dict[int, int] = {}
         gpus: dict[int, list[Spot]] = {}
         for spot in spots:
-            mask = masks.get(spot.node, 0)
-            for slot in spot.slots:
-                mask |= self._bit[slot]
-            masks[spot.node] = mask
-            if spot.gpus:
-                gpus.setdefault(spot.node, []).append(spot)
-        for node, mask in masks.items():
-            yield node, mask, gpus.get(node, [])
+            node, slots, some, _ = spot
+            mask = masks.get(node, 0)
+            for slot in slots:
+                mask |= bit[slot]
+            masks[node] = mask
+            if some:
+                gpus.setdefault(node, []).append(spot)
+        return [(node, mask, gpus.get(node, [])) for node, mask in masks.items()]
 
     def _use(self, node: int, spots: Sequence[Spot], sign: int) -> None:
         if spots:
@@ -256,26 +261,26 @@ class Board:
 
     def _free(self, node: int) -> int:
         """Return the free slots of a node, as bits."""
-        return ~(self._taken[node] | self._gone[node]) & ((1 << len(self.nodes[node].slots)) - 1)
+        return self._all[node] & ~(self._taken[node] | self._gone[node])
 
     def _settle(self, node: int) -> None:
         """Put a node among those with equal room."""
-        free = self._free(node).bit_count()
-        used = self._used[node]
-        gpus = tuple(sorted([max(0, GPU - share) for share in used])) if used and free else ()
-        old, new = self._rooms[node], Room(free, gpus, free == len(self.nodes[node].slots) > 0)
+        bits, used = self._free(node), self._used[node]
+        gpus = tuple(sorted([max(0, GPU - share) for share in used])) if used and bits else ()
+        old, new = self._rooms[node], Room(bits.bit_count(), gpus, bits == self._all[node] > 0)
         if new == old:
             return
         self._rooms[node] = new
         self.free += new.slots - old.slots
-        bit = 1 << node
-        rest = self._groups.get(old, 0) & ~bit
-        if rest:
-            self._groups[old] = rest
-        else:
-            self._groups.pop(old, None)
-        if free:
-            self._groups[new] = self._groups.get(new, 0) | bit
+        groups, bit = self._groups, 1 << node
+        if old.slots:
+            rest = groups[old] & ~bit
+            if rest:
+                groups[old] = rest
+            else:
+                del groups[old]
+        if bits:
+            groups[new] = groups.get(new, 0) | bit
 
     # -- choosing -------------------------------------------------------------------------------
 

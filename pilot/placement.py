@@ -10,13 +10,13 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
 from pilot.board import Board, Shape, Spot, Spots, slots_of
 from pilot.errors import PoolError
-from pilot.fitting import GPU
 from pilot.resources import Resources
-from pilot.stays import Stay, Stays, end_of
+from pilot.stays import Hold, Stay, Stays, end_of
 
 REVIEW_S = 10.0
 """How long slots stay reserved for a task before others are considered; doubled each time they are exchanged."""
@@ -91,6 +91,9 @@ class Waiting(NamedTuple):
     count: int  # type: ignore[assignment]  # of tasks; nobody asks a request how often a value is in it
 
 
+_IN_TURN = attrgetter("priority", "seq")
+
+
 class Start(NamedTuple):
     """One task that can start now."""
 
@@ -118,32 +121,11 @@ class Plan(NamedTuple):
     have not begun."""
 
 
-class _Hold(NamedTuple):
-    """A reservation in detail."""
-
-    key: str
-    priority: int
-    spots: Spots
-    slots: frozenset[int]
-    gpus: Mapping[tuple[int, int], int]
-    """(node, GPU) → thousandths."""
-    outside: Board
-    """The pool without what is reserved."""
-
-    def needs(self, spots: Spots) -> bool:
-        """Say whether it cannot begin while these are in use."""
-        return any(
-            not self.slots.isdisjoint(spot.slots)
-            or any(self.gpus.get((spot.node, gpu), -GPU) + spot.share > GPU for gpu in spot.gpus)
-            for spot in spots
-        )
-
-
 class Planner:
     """Decides which wide tasks start, and keeps slots for the next one so that narrow work never starves it.
 
     It must be told of everything that slots have in hand: `busy` and `idle` for narrow work, `begin` and `end` for
-    wide tasks. Only `begin` carries out what `plan` proposes.
+    wide tasks.
     """
 
     def __init__(self, board: Board) -> None:
@@ -151,12 +133,10 @@ class Planner:
         """Read only; change it by the methods here."""
         self._stays = Stays()
         self._wide: set[int] = set()
-        self._hold: _Hold | None = None
+        self._proposed: list[Spots] = []
+        """Taken by the last plan, not begun yet."""
+        self._hold: Hold | None = None
         self._in_force = True
-        self._awaited: set[Stay] = set()
-        """What the reservation waits for."""
-        self._latest: float | None = None
-        """The last of their ends, once somebody has asked for it."""
         self._patience_s = REVIEW_S
         self._review_at = 0.0
         self._never: set[Shape] = set()
@@ -174,6 +154,7 @@ class Planner:
         stay = self._stays.of(slot)
         spots: Spots
         if stay is None or slot in self._wide:
+            self._void()
             spots = (Spot(self.board.where[slot], (slot,)),)
             self._take(spots)
         elif stay.end == end_of(until):
@@ -196,7 +177,10 @@ class Planner:
         Raises:
             PoolError: one of the slots is in use; this is a defect.
         """
-        self._take(spots)
+        if spots in self._proposed:
+            self._proposed.remove(spots)
+        else:
+            self._take(spots)
         self._stay(spots, until)
         self._wide.update(slots_of(spots))
 
@@ -219,7 +203,7 @@ class Planner:
         if self._hold is not None:
             self._hold.outside.remove(slot)
             if slot in self._hold.slots:
-                self._drop_hold()
+                self._hold = None
         self._never.clear()
 
     def restore(self, slot: int) -> None:
@@ -236,32 +220,40 @@ class Planner:
 
         The first wide class that cannot start gets a reservation: the slots that are free soonest. What is behind it
         starts outside of these, or on them if its walltime has passed before. Narrow work ahead keeps as many free
-        slots as it has tasks. Nothing changes but the reservation.
+        slots as it has tasks. What starts here is to `begin` before the next plan, or its place is given to others.
         """
+        self._void()
         tried: list[Stay] = []
         starts: list[Start] = []
-        claimed: set[int] = set()
+        claimed: list[Spots] = []
+        at: float | None = None
         settled, self._in_force = False, True
-        for item in sorted(waiting, key=lambda item: (item.priority, item.seq)):
+        for item in sorted(waiting, key=_IN_TURN):
+            slots = item.shape.ranks * item.shape.slots_per_rank
+            if settled and slots > self.board.free:
+                continue
             if not item.shape.wide:
                 claims = self._claim(item, settled)
                 self._take(claims)
-                claimed.update(slots_of(claims))
+                claimed.append(claims)
                 tried.append(Stay(math.inf, 0, claims))  # back again when nobody knows
                 continue
             left = item.count
-            while left and (spots := self._room(item, now, settled)):
+            inside = not settled or _in_time(item.walltime_s, now, at)
+            while left and slots <= self.board.free and (spots := self._room(item, inside, settled)):
                 self._take(spots)
                 tried.append(Stay(end_of(item.walltime_s and now + item.walltime_s), 0, spots))
                 starts.append(Start(item.key, item.priority, spots))
                 left -= 1
             if left and not settled:
                 settled = self._reserve(item, now, tried, claimed)
+                at = self._hold.at(now) if self._hold is not None else None
         if not settled:
-            self._drop_hold()
-        for stay in tried:
-            self._release(stay.spots)
-        return Plan(tuple(starts), self._reservation(now) if self._in_force else None)
+            self._hold = None
+        for claims in claimed:
+            self._release(claims)
+        self._proposed = [start.spots for start in starts]
+        return Plan(tuple(starts), self._reservation(now))
 
     def open_to(
         self, walltime_s: float | None, now: float, slots: Sequence[int], priority: int | None = None
@@ -271,12 +263,12 @@ class Planner:
         Slots of wide tasks may not. Reserved ones may if they are empty and it ends in time, or if its priority comes
         before that of the task they are reserved for and no other slot is empty.
         """
-        reserved = self._reservation(now) if self._in_force else None
+        reserved = self._reservation(now)
         if self._hold is None or reserved is None:
             return [slot for slot in slots if slot not in self._wide]
         if priority is not None and priority < reserved.priority and not self._hold.outside.free:
             return [slot for slot in slots if slot not in self._wide]
-        in_time = _in_time(walltime_s, now, reserved)
+        in_time = _in_time(walltime_s, now, reserved.at)
         return [
             slot
             for slot in slots
@@ -292,30 +284,36 @@ class Planner:
             return tuple(self.board.crumbs(item.count))
         claims = hold.outside.crumbs(item.count)
         left = item.count - sum(len(spot.slots) for spot in claims)
-        if left and not settled and item.priority < hold.priority:
+        if left and not settled and item.priority < hold.owner[1]:
             free = (slot for slot in hold.slots if self.board.is_free(slot))
             claims += [Spot(self.board.where[slot], (slot,)) for slot in islice(free, left)]
         return tuple(claims)
 
-    def _room(self, item: Waiting, now: float, settled: bool) -> Spots | None:
-        """Return where a task can start now; `settled`: the reservation is for somebody ahead of it."""
+    def _room(self, item: Waiting, inside: bool, settled: bool) -> Spots | None:
+        """Return where a task can start now.
+
+        Args:
+            item: the task's class.
+            inside: whether it may have what is reserved.
+            settled: whether the reservation is for somebody ahead of it.
+        """
         hold = self._hold
         if hold is None:
             return self.board.place(item.shape)
         spots = hold.outside.place(item.shape)
-        if spots or (settled and not _in_time(item.walltime_s, now, self._reservation(now))):
+        if spots or not inside:
             return spots
-        if settled or (hold.key, hold.priority) != (item.key, item.priority):
+        if settled or hold.owner != (item.key, item.priority):
             return self.board.place(item.shape)
-        spots = hold.spots if self.board.fits(hold.spots) else self.board.place(item.shape)
+        spots = hold.spots if hold.free(self.board) else self.board.place(item.shape)
         if spots:
-            self._drop_hold()
+            self._hold = None
         return spots
 
-    def _reserve(self, item: Waiting, now: float, tried: Sequence[Stay], claimed: set[int]) -> bool:
+    def _reserve(self, item: Waiting, now: float, tried: Sequence[Stay], claimed: Sequence[Spots]) -> bool:
         """See to it that slots are reserved for this class; say whether it is possible."""
         hold = self._hold
-        if hold is not None and (hold.key, hold.priority) != (item.key, item.priority):
+        if hold is not None and hold.owner != (item.key, item.priority):
             hold = None
         if hold is not None and now < self._review_at:
             return True
@@ -329,71 +327,49 @@ class Planner:
         spots, wait_s = found
         if hold is not None:
             self._review_at = now + self._patience_s
-            if 2 * wait_s >= max((stay.wait_s(now) for stay in self._awaited), default=0.0):
+            if 2 * wait_s >= hold.wait_s(now):
                 return True
             self._patience_s *= 2
         else:
             self._patience_s = REVIEW_S
         self._review_at = now + self._patience_s
-        self._set_hold(item, spots)
-        self._in_force = claimed.isdisjoint(slots_of(spots))  # work ahead has these first, and once
+        self._hold = Hold(item.key, item.priority, spots, self.board, self._stays)
+        first = {slot for claims in claimed for slot in slots_of(claims)}
+        self._in_force = first.isdisjoint(slots_of(spots))  # work ahead has these first, and once
         return True
 
     # -- books ----------------------------------------------------------------------------------
 
     def _take(self, spots: Spots) -> None:
-        self.board.take(spots)
-        if self._hold is not None:
-            self._hold.outside.take(spots)
+        self.board.take(spots, *self._outside())
 
     def _release(self, spots: Spots) -> None:
-        self.board.release(spots)
-        if self._hold is not None:
-            self._hold.outside.release(spots)
+        self.board.release(spots, *self._outside())
+
+    def _outside(self) -> tuple[Board, ...]:
+        return () if self._hold is None else (self._hold.outside,)
+
+    def _void(self) -> None:
+        """Free what was to begin and has not."""
+        for spots in self._proposed:
+            self._release(spots)
+        self._proposed.clear()
 
     def _stay(self, spots: Spots, until: float | None) -> None:
         stay = self._stays.add(spots, until)
-        if self._hold is not None and self._hold.needs(spots):
-            self._awaited.add(stay)
-            self._latest = None
+        if self._hold is not None:
+            self._hold.began(stay)
 
     def _leave(self, stay: Stay) -> None:
         self._stays.remove(stay)
-        if stay in self._awaited:
-            self._awaited.discard(stay)
-            self._latest = None
-
-    def _set_hold(self, item: Waiting, spots: Spots) -> None:
-        gpus: dict[tuple[int, int], int] = {}
-        for spot in spots:
-            for gpu in spot.gpus:
-                gpus[spot.node, gpu] = gpus.get((spot.node, gpu), 0) + spot.share
-        outside = self.board.copy()
-        outside.hold(spots)
-        hold = self._hold = _Hold(item.key, item.priority, spots, frozenset(slots_of(spots)), gpus, outside)
-        if gpus:
-            self._awaited = {stay for stay in self._stays if hold.needs(stay.spots)}
-        else:
-            self._awaited = {stay for slot in hold.slots if (stay := self._stays.of(slot)) is not None}
-        self._latest = None
-
-    def _drop_hold(self) -> None:
-        self._hold = None
-        self._awaited = set()
+        if self._hold is not None:
+            self._hold.ended(stay)
 
     def _reservation(self, now: float) -> Reservation | None:
-        """Return the reservation as others see it."""
         hold = self._hold
-        if hold is None:
-            return None
-        if self._latest is None:
-            self._latest = max((stay.end for stay in self._awaited), default=now)
-        at = self._latest if now <= self._latest < math.inf or not self._awaited else None
-        return Reservation(hold.key, hold.priority, hold.slots, at)
+        return None if hold is None or not self._in_force else Reservation(*hold.owner, hold.slots, hold.at(now))
 
 
-def _in_time(walltime_s: float | None, now: float, reserved: Reservation | None) -> bool:
+def _in_time(walltime_s: float | None, now: float, at: float | None) -> bool:
     """Say whether work started now ends before reserved slots are needed."""
-    return (
-        reserved is not None and reserved.at is not None and walltime_s is not None and now + walltime_s <= reserved.at
-    )
+    return at is not None and walltime_s is not None and now + walltime_s <= at

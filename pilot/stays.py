@@ -1,4 +1,4 @@
-"""What slots have in hand, by when it should end; and where a task finds room soonest. Pure."""
+"""What slots have in hand, by when it should end; where there is room soonest; what is held for a task. Pure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from pilot.board import Board, Shape, Spots, slots_of
+from pilot.fitting import GPU
 
 
 class Stay(NamedTuple):
@@ -94,3 +95,68 @@ def _without(board: Board, stays: Sequence[Stay]) -> Board:
     later = board.copy()
     later.release([spot for stay in stays for spot in stay.spots])
     return later
+
+
+class Hold:
+    """Slots and GPUs held for one class of tasks, in use at present or not.
+
+    Args:
+        key: of the class.
+        priority: of the class.
+        spots: what is held.
+        board: of the pool.
+        stays: of the pool.
+    """
+
+    def __init__(self, key: str, priority: int, spots: Spots, board: Board, stays: Stays) -> None:
+        self.owner = (key, priority)
+        self.spots = spots
+        self.slots = frozenset(slots_of(spots))
+        self.outside = board.copy()
+        """The pool without what is held. It has to be told of all that begins and ends."""
+        self.outside.hold(spots)
+        self._gpus: dict[tuple[int, int], int] = {}
+        for spot in spots:
+            for gpu in spot.gpus:
+                self._gpus[spot.node, gpu] = self._gpus.get((spot.node, gpu), 0) + spot.share
+        if self._gpus:
+            self._awaited = {stay for stay in stays if self._needs(stay.spots)}
+        else:
+            self._awaited = {stay for slot in self.slots if (stay := stays.of(slot)) is not None}
+        self._latest: float | None = None
+
+    def _needs(self, spots: Spots) -> bool:
+        """Say whether nothing can begin here while these are in use. Of shares of a GPU each is looked at alone."""
+        return any(
+            not self.slots.isdisjoint(spot.slots)
+            or any(self._gpus.get((spot.node, gpu), -GPU) + spot.share > GPU for gpu in spot.gpus)
+            for spot in spots
+        )
+
+    def began(self, stay: Stay) -> None:
+        """Note that work has begun somewhere."""
+        if self._needs(stay.spots):
+            self._awaited.add(stay)
+            self._latest = None
+
+    def ended(self, stay: Stay) -> None:
+        """Note that work has ended."""
+        if stay in self._awaited:
+            self._awaited.discard(stay)
+            self._latest = None
+
+    def free(self, board: Board) -> bool:
+        """Say whether all of it is free."""
+        return not self._awaited and board.fits(self.spots)
+
+    def at(self, now: float) -> float | None:
+        """Return when all of it should be free; None: nobody knows."""
+        if not self._awaited:
+            return now
+        if self._latest is None:
+            self._latest = max([stay.end for stay in self._awaited])
+        return self._latest if now <= self._latest < math.inf else None
+
+    def wait_s(self, now: float) -> float:
+        """Return how long that may yet take."""
+        return max([stay.wait_s(now) for stay in self._awaited], default=0.0)
