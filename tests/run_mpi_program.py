@@ -45,6 +45,8 @@ def main(what: str = "", arg: str = "") -> None:
     elif what == "sleep":
         time.sleep(float(arg))
     comm.Barrier()
+    if what == "leave":
+        sys.exit(int(arg))
 
 
 if __name__ == "__main__":

@@ -150,7 +150,9 @@ _OPENMPI_5 = (
     ("text", "expected"),
     [
         (_HYDRA, Blame(2, "node7", 11)),
-        (_HYDRA.replace("15458", "99"), Blame(-1, "vm", 11)),
+        (_HYDRA.replace("15458", "99"), Blame(-1, "", 11)),
+        (_HYDRA.replace("CODE: 11", "CODE: 9"), Blame(-1, "", 11)),  # it killed that one itself
+        (_HYDRA.replace("CODE: 11", "CODE: 9").replace("signal 11", "signal 9"), Blame(-1, "", 9)),  # perhaps
         (_OPENMPI_4, Blame(1, "vm", 9)),
         (_OPENMPI_5, Blame(1, "vm", 11)),
         ("first process to do so was:\n\n  Process name: [[20566,1],2]\n  Exit code:    3\n", Blame(2, "node7", 0)),

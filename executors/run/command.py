@@ -240,7 +240,7 @@ class Commands:
         if not ran.started:
             return Ended(Outcome.LOST, ran.code, ran.why, launcher=ran.launcher)
         ended = self._ended(ran.code, _ending_of(work, ran), program, workdir, ran.cpu_s, ran.max_rss_bytes)
-        at = None if ran.blamed is None else (ran.blamed.rank, ran.blamed.host)
+        at = None if ran.blamed is None or ran.blamed.rank < 0 else (ran.blamed.rank, ran.blamed.host)
         return ended._replace(launcher=ran.launcher, at=at)
 
     def _ended(self, code: int, why: str, program: str, workdir: str, cpu_s: float, max_rss_bytes: int) -> Ended:
@@ -293,8 +293,12 @@ def _ending_of(work: Work, ran: Ran) -> str:
     """Say how an MPI program ended; empty if well."""
     if not ran.code:
         return ""
-    one = "" if ran.blamed is None or ran.blamed.rank < 0 else f"rank {ran.blamed.rank} of {work.ranks} of "
-    return f"{one}the program {_shown(work)} {_ending(ran.code)}"
+    known = ran.blamed is not None and ran.blamed.rank >= 0
+    one = f"rank {ran.blamed.rank} of {work.ranks} of " if ran.blamed is not None and known else ""
+    how = _ending(ran.code)
+    if ran.blamed is not None and not known and ran.code == -signal.SIGKILL:
+        how = "ended by signal 9 (SIGKILL): of a rank that was killed, or its launcher's, after a rank had left early"
+    return f"{one}the program {_shown(work)} {how}"
 
 
 def redirection(stdout: str | None) -> list[tuple[int, int, str, int, int]]:

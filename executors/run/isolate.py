@@ -55,9 +55,10 @@ def run_isolated(work: Work, code: FunctionCode, nested: Nested, env: dict[str, 
     if not ran.started:
         return result._replace(outcome=Outcome.LOST, failure=Failure("LauncherFailed", ran.why, "", -1, ""))
     if len(parts) < ranks and result.failure is not None:
-        at = ran.blamed if ran.blamed is not None and ran.blamed.rank >= 0 else None
-        failure = result.failure if at is None else result.failure._replace(rank=at.rank, host=at.host)
-        result = result._replace(failure=failure, exit_code=ran.code if ran.code else None)
+        rank, host = (ran.blamed.rank, ran.blamed.host) if ran.blamed is not None else (-1, "")
+        if rank >= 0 or ranks - len(parts) > 1:  # else the one that is missing is the one
+            result = result._replace(failure=result.failure._replace(rank=rank, host=host))
+        result = result._replace(exit_code=ran.code if ran.code else None)
     return result
 
 

@@ -148,7 +148,7 @@ class Nested:
             os.close(reading)
             if writing >= 0:
                 os.close(writing)
-        return watch.judge(tuple(line), status, usage)
+        return watch.judge(tuple(line), status, usage, _end_of(program.stdout))
 
 
 def _told(program: Program) -> dict[str, str]:
@@ -214,12 +214,19 @@ class _Watch:
             view = view[os.write(1, view) :]
         return bool(data)
 
-    def judge(self, launcher: tuple[str, ...], status: int, usage: Any) -> Ran:
-        """Say how the program ended, in the place of its launcher."""
+    def judge(self, launcher: tuple[str, ...], status: int, usage: Any, stdout: str) -> Ran:
+        """Say how the program ended, in the place of its launcher.
+
+        Args:
+            launcher: its words.
+            status: how it ended.
+            usage: what it used.
+            stdout: the end of what went into a file instead of here: Hydra reports deaths there.
+        """
         code = os.waitstatus_to_exitcode(status)
         started = os.path.exists(self._marks)
         words = self._words.decode(errors="replace")
-        blamed = blame(words, self._started()) if code > 0 else None
+        blamed = blame(stdout + words, self._started()) if code > 0 else None
         name = os.path.basename(launcher[0])
         why = ""
         if not started:
@@ -241,6 +248,18 @@ class _Watch:
                     rank, pid, host = line.split()
                     found[int(pid)] = int(rank), host
         return found
+
+
+def _end_of(path: str | None) -> str:
+    """Return the end of a file; nothing for None, or if it cannot be read."""
+    if path is None:
+        return ""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _WORDS_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _said(code: int) -> str:
