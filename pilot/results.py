@@ -208,7 +208,8 @@ def failure_of(doc: dict[str, Any], record: dict[str, Any] | None) -> TaskFailed
         text = f"{head}: {doc.get('message', reason)}"
     else:
         cause = record.get("exception") or {}
-        text = f"{head} on host {cause.get('host') or record.get('host', '?')}, rank {cause.get('rank', '?')}, "
+        rank = f"rank {cause['rank']}, " if cause.get("rank", -1) >= 0 else ""
+        text = f"{head} on host {cause.get('host') or record.get('host', '?')}, {rank}"
         text += f"attempt {record['attempt']}: {record['outcome']}: {cause.get('type', '')}: {cause.get('message', '')}"
         if cause.get("traceback"):
             text += f"\n--- remote traceback ---\n{cause['traceback'].rstrip()}"
