@@ -338,8 +338,10 @@ def rig(root: Path) -> Iterator[Rig]:
 def script(config: ProjectConfig, text: str, *args: str) -> subprocess.Popen[str]:
     """Run Python source as a user's program in the project's directory, its output piped."""
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    # Tests that were started in the background ignore Ctrl-C, and so would the program.
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     return subprocess.Popen(
-        [sys.executable, "-c", text, *args], cwd=config.root, env=env, text=True, start_new_session=True,
+        [sys.executable, "-c", heard + text, *args], cwd=config.root, env=env, text=True, start_new_session=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
