@@ -26,6 +26,9 @@ from pilot.plain import parse, quote
 if TYPE_CHECKING:
     from inspect import Signature
 
+COMM = "comm"
+"""Parameter of an MPI function for which its pool passes the communicator; nobody else gives it a value."""
+
 _VARARGS = 0x04  # inspect.CO_VARARGS, CO_VARKEYWORDS; a child need not import inspect for them
 _VARKEYWORDS = 0x08
 

@@ -25,7 +25,7 @@ from pilot.leasing import Leaser
 from pilot.model import Placement, new_token
 from pilot.prepare import Held, Preparer
 from pilot.settings import PoolSettings, Wish, batch_job, ranks_file, recycle_file
-from pilot.states import Kind, Outcome, PilotState, PoolState
+from pilot.states import Outcome, PilotState, PoolState
 from pilot.store import pilots, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
@@ -110,7 +110,8 @@ class Coordinator:
         pilots.open_pool(self._store, token, self._settings.pilot, self._pool_document())
         place = records.Place(token, self._record_fields())
         spool = Spool(self._settings.spool, token)
-        self._wide = Wide(self._layout, self._settings.end_at, self._settings.programs_max)
+        unable = slots.slots.keys() - set(slots.able())
+        self._wide = Wide(self._layout, self._settings.end_at, self._settings.programs_max, unable)
         leaser = Leaser(
             self._store, token, self.preparer, pilot=self._settings.pilot, layout=self._layout, room=self._wide.room,
             end_at=self._settings.end_at, beat_s=self._settings.beat_s, ttl_s=self._settings.ttl_s, wake=slots.wake,
@@ -171,6 +172,7 @@ class Coordinator:
             if now - looked > CONTROL_S:
                 looked = now
                 self._look_at_control()
+                self.recycle = slots.recycle or self._wide.starved()
             if now - since > 0.5:
                 self._rate = (self._finished - counted) / (now - since)
                 counted, since = self._finished, now
@@ -178,7 +180,6 @@ class Coordinator:
             if leaser.orphaned.is_set() and self.wish is Wish.WORK:
                 log.error("the agent of pilot %s is gone, or the store for long: draining", self._settings.pilot)
                 self.wish = Wish.DRAIN
-            self.recycle = slots.recycle or (self._wide.starved() if self._wide.waiting else "")
             if self.recycle:
                 log.warning("pool %s will be started anew: %s", self._settings.launch, self.recycle)
                 return
@@ -232,11 +233,11 @@ class Coordinator:
         work = unpack_work(held.item.frame)._replace(place=place)
         item = held.item._replace(frame=pack_work(work))
         self._held[item.key] = held._replace(item=item, place=place)
-        if work.kind is Kind.FUNCTION and work.ranks is not None and not work.isolated:
-            self._journal.began([item.key])
-            slots.begin(item, [rank.slots[0] for rank in place.ranks])
-        else:
+        if work.ranks is None or held.program:
             slots.dispatch(place.ranks[0].slots[0], [item])
+        else:
+            self._journal.began(item.key)
+            slots.begin(item, [rank.slots[0] for rank in place.ranks])
 
     def _feed(self, slots: Slots, leaser: Leaser, committer: Committer) -> None:
         """Give waiting narrow attempts to slots, ask for more, and even out when some slots are idle."""
@@ -321,6 +322,7 @@ class Coordinator:
                 self._wide.regain(event.slot)
             elif isinstance(event, ledger.Failing):
                 log.error("slot %d cannot start its child: %s", event.slot, event.reason)
+                self._wide.lose(event.slot)
             if isinstance(event, ledger.Finished | ledger.Returned) and not slots.in_hand(event.slot):
                 self._wide.idle(event.slot)
 
@@ -351,8 +353,8 @@ class Coordinator:
     def _ended_wide(self, keys: Sequence[Key], wall_s: float) -> bool:
         """Free the slots that wide tasks had; False if they were none."""
         ours = [key for key in keys if self._wide.ended(key, wall_s)]
-        if ours:
-            self._journal.ended(ours)
+        for key in ours:
+            self._journal.ended(key)
         return bool(ours)
 
     def _uncancelled(self, waiting: list[Held], leaser: Leaser) -> list[Held]:

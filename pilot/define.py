@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 from pilot import calls, functions, source
+from pilot.calls import COMM
 from pilot.client import Project, current_project
 from pilot.errors import InvalidInput
 from pilot.future import Future
@@ -39,9 +40,6 @@ _RESOURCE_NAMES = frozenset(
     {"cores", "memory", "walltime", "ranks", "ranks_per_node", "gpus", "nodes", "near", "contiguous"}
 )
 _OPTION_NAMES = _RESOURCE_NAMES | {"retries", "priority", "tags", "fresh", "gather", "name"}
-
-COMM = "comm"
-"""Parameter of an MPI function that its communicator is passed for; nobody else gives it a value."""
 
 
 def _options(**given: Any) -> Options:

@@ -1,7 +1,7 @@
 """What a pool consists of: its nodes, the slots on each, and which CPUs and GPUs stand behind them. Pure.
 
 A slot has `slot_cores` cores and an equal share of its node's memory. Several nodes may be pretended to be on
-one machine (their names differ behind `PRETENDED`): then they share its CPUs.
+one machine: then they share its CPUs.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pilot.board import Board, Node, Shape, Spot, shape_of
-from pilot.model import Placement, RankPlace
+from pilot.model import Placement, RankPlace, machine_of
 from pilot.resources import Resources
-
-PRETENDED = "~"
-"""``name~2`` is the third of several nodes that are pretended to be on the machine `name`."""
 
 
 class Seen(NamedTuple):
@@ -29,21 +26,6 @@ class Seen(NamedTuple):
     """Of the whole machine."""
 
 
-class Gpus(NamedTuple):
-    """The GPUs of every node of a site."""
-
-    names: tuple[str, ...] = ()
-    """As the site's variable wants them."""
-
-
-NO_GPUS = Gpus()
-
-
-def machine_of(host: str) -> str:
-    """Return the machine that a node, pretended or not, is on."""
-    return host.partition(PRETENDED)[0]
-
-
 @dataclass(slots=True)
 class Layout:
     """Nodes and slots of one pool.
@@ -53,15 +35,16 @@ class Layout:
         slot_cores: cores of one slot.
         slot_memory: bytes of memory of one slot; None: not known.
         cpus: slot → ids of its CPUs; absent: not bound, as there are more slots than CPUs.
-        gpus: of each node.
+        gpus: of each node, as the site's variable names them.
     """
 
     nodes: tuple[Node, ...]
     slot_cores: int
     slot_memory: int | None = None
     cpus: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
-    gpus: Gpus = NO_GPUS
+    gpus: tuple[str, ...] = ()
     _shapes: dict[str, Shape] = field(default_factory=dict)
+    _never: dict[str, str] = field(default_factory=dict)
 
     @property
     def slots(self) -> int:
@@ -85,7 +68,10 @@ class Layout:
         Raises:
             InvalidInput: `key` names no class.
         """
-        return Board(self.nodes).why_never(self.shape(key))
+        why = self._never.get(key)
+        if why is None:
+            why = self._never[key] = Board(self.nodes).why_never(self.shape(key))
+        return why
 
     def concurrency(self, shape: Shape) -> int:
         """Return about how many tasks of this shape run at a time, at least 1."""
@@ -101,7 +87,7 @@ class Layout:
                     self.nodes[spot.node].name,
                     spot.slots,
                     tuple([cpu for slot in spot.slots for cpu in self.cpus.get(slot, ())]),
-                    tuple([self.gpus.names[gpu] for gpu in spot.gpus]),
+                    tuple([self.gpus[gpu] for gpu in spot.gpus]),
                 )
                 for spot in spots
             )
@@ -124,14 +110,14 @@ class Layout:
 
 
 def layout_of(
-    slots: Mapping[int, Seen], slot_cores: int, gpus: Gpus = NO_GPUS, cpu_order: Sequence[int] = ()
+    slots: Mapping[int, Seen], slot_cores: int, gpus: tuple[str, ...] = (), cpu_order: Sequence[int] = ()
 ) -> Layout:
     """Return the layout of a pool whose slots have all said where they are.
 
     Args:
         slots: by rank.
         slot_cores: cores of each.
-        gpus: of each node.
+        gpus: of each node, as the site's variable names them.
         cpu_order: ids of a machine's CPUs in the order in which slots get them, so that the ranks of one task
             share caches and memory; CPUs that are not named come last.
     """
@@ -147,7 +133,7 @@ def layout_of(
             for place, rank in enumerate(ranks):
                 cpus[rank] = tuple(usable[place * slot_cores : (place + 1) * slot_cores])
     memory = min(slots[ranks[0]].memory_bytes // len(ranks) for ranks in by_machine.values())
-    nodes = tuple(Node(name, tuple(ranks), len(gpus.names)) for name, ranks in by_node.items())
+    nodes = tuple(Node(name, tuple(ranks), len(gpus)) for name, ranks in by_node.items())
     return Layout(nodes, slot_cores, memory, cpus, gpus)
 
 

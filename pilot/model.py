@@ -185,6 +185,19 @@ class FunctionCode(NamedTuple):
 # -- work in a pool -------------------------------------------------------------------------------
 
 
+_PRETENDED = "~"
+
+
+def pretended_node(machine: str, number: int) -> str:
+    """Return the name of one of several nodes that are pretended to be on a machine; for tests."""
+    return f"{machine}{_PRETENDED}{number}"
+
+
+def machine_of(node: str) -> str:
+    """Return the machine that a node, pretended or not, is on."""
+    return node.partition(_PRETENDED)[0]
+
+
 class RankPlace(NamedTuple):
     """Where one rank of a task runs."""
 

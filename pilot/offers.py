@@ -63,15 +63,15 @@ def over(needs: Resources, site: Site) -> str:
 
 def _usual(needs: Resources, site: Site) -> str:
     """Return why the pilot that the site's file describes could not run it; "" if it could, or if nobody knows."""
-    slots = site.slots or (_cores_here() // site.cores_per_slot if site.name == "local" else None)
-    if slots is None:
+    if site.slots is None and site.name != "local":
         return ""
-    pilot: Sequence[tuple[str, int, int]] = [("", max(1, slots), site.node.gpus)]
+    pilot: Sequence[tuple[str, int, int]] = [("", usual_slots(site, site.cores_per_slot), site.node.gpus)]
     return Layout.from_document({"nodes": pilot, "slot_cores": site.cores_per_slot}).why_never(needs.key)
 
 
-def _cores_here() -> int:
-    return len(os.sched_getaffinity(0))
+def usual_slots(site: Site, slot_cores: int) -> int:
+    """Return how many slots a pilot has that is started here and not told how many."""
+    return site.slots or max(1, len(os.sched_getaffinity(0)) // slot_cores)
 
 
 def _memory_here() -> int:

@@ -15,18 +15,12 @@ from typing import NamedTuple
 
 from pilot.board import Board, Shape, Spot, Spots, slots_of
 from pilot.errors import PoolError
-from pilot.resources import Resources
 from pilot.stays import Hold, Stay, Stays, end_of
 
 REVIEW_S = 10.0
 """How long slots stay reserved for a task before others are considered; doubled each time they are exchanged."""
 
 # -- narrow work ----------------------------------------------------------------------------------
-
-
-def fits(resources: Resources, slot_cores: int) -> bool:
-    """Say whether a task with these resources can run in one slot."""
-    return resources.cores <= slot_cores
 
 
 def share(load: Mapping[int, int], target: int, count: int) -> dict[int, int]:

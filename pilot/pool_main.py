@@ -88,8 +88,10 @@ def _host(settings: dict[str, Any], rank: int) -> str:
     """Return the name of this rank's node, which may be pretended to be one of several on this machine."""
     import socket
 
+    from pilot.model import pretended_node
+
     name, nodes = socket.gethostname(), settings["pretend_nodes"]
-    return name if nodes == 1 else f"{name}~{(rank - 1) * nodes // settings['slots']}"
+    return name if nodes == 1 else pretended_node(name, (rank - 1) * nodes // settings["slots"])
 
 
 def _coordinator(config: dict[str, Any]) -> int:
@@ -102,7 +104,6 @@ def _coordinator(config: dict[str, Any]) -> int:
     from pilot.environment import capture
     from pilot.executors.pool.slots import Slots
     from pilot.executors.pool.world import EXIT_LEFTOVER, start
-    from pilot.layout import Gpus
     from pilot.settings import PoolSettings
     from pilot.store import provenance
     from pilot.store.access import PILOT_SELECT_S, store_of
@@ -116,7 +117,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     settings = PoolSettings(
         pilot=told["pilot"], launch=config["launch"], site=told["site"], control=Path(config["control"]),
         spool=project.spool_folder, slot_cores=told["slot_cores"], end_at=told["end_at"], beat_s=told["beat_s"],
-        ttl_s=told["ttl_s"], drain_s=told["drain_s"], stop_s=told["stop_s"], gpus=Gpus(tuple(told["gpus"])),
+        ttl_s=told["ttl_s"], drain_s=told["drain_s"], stop_s=told["stop_s"], gpus=tuple(told["gpus"]),
         cpu_order=tuple(told["cpu_order"]), programs_max=told["programs_max"],
     )  # fmt: skip
     world = start(told["slots"] + 1)

@@ -40,6 +40,8 @@ class Held(NamedTuple):
     item: Item
     inputs: tuple[Input, ...]
     sources: records.Sources
+    program: bool = False
+    """It is started by an MPI launcher: an MPI program, or an MPI function that runs alone."""
     place: Placement | None = None
     """Of a wide task that was dispatched."""
 
@@ -149,7 +151,8 @@ class Preparer:
         resources = _resources(doc["class"])
         command = Command.from_document(doc["command"]) if doc["command"] else None
         # What may have ended a pool; and the ranks have seen their GPUs, which libraries ask for once.
-        alone = "suspect" in doc or (resources.ranks is not None and resources.gpus > 0)
+        mpi = resources.ranks is not None
+        alone = mpi and command is None and ("suspect" in doc or resources.gpus > 0)
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
             tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
@@ -157,7 +160,7 @@ class Preparer:
         )  # fmt: skip
         fresh = doc.get("fresh", False)
         item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))
-        return Held(doc, item, inputs, sources)
+        return Held(doc, item, inputs, sources, mpi and (command is not None or alone))
 
     def _resolve(
         self,

@@ -13,8 +13,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from pilot.layout import NO_GPUS, Gpus
-
 
 @dataclass(frozen=True, slots=True)
 class PilotSettings:
@@ -90,8 +88,8 @@ class PoolSettings:
     """How long before `end_at` the pool begins to drain."""
     stop_s: float
     """How long before `end_at` what still runs is ended."""
-    gpus: Gpus = NO_GPUS
-    """Of each node."""
+    gpus: tuple[str, ...] = ()
+    """Of each node, as the site's variable names them."""
     cpu_order: tuple[int, ...] = ()
     """See `layout_of`."""
     programs_max: int | None = None

@@ -8,7 +8,6 @@ MPI program of its own from then on. A file, as the coordinator dies with the ra
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 Key = tuple[str, int]
@@ -24,14 +23,18 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+        self._running: set[Key] = set()
 
-    def began(self, keys: Iterable[Key]) -> None:
-        """Note attempts that are about to begin."""
-        self._write("+", keys)
+    def began(self, key: Key) -> None:
+        """Note an attempt that is about to begin."""
+        self._running.add(key)
+        self._write("+", key)
 
-    def ended(self, keys: Iterable[Key]) -> None:
-        """Note attempts that have ended."""
-        self._write("-", keys)
+    def ended(self, key: Key) -> None:
+        """Note that an attempt has ended, if its begin was noted."""
+        if key in self._running:
+            self._running.discard(key)
+            self._write("-", key)
 
     def close(self) -> None:
         """Close the file."""
@@ -39,11 +42,11 @@ class Journal:
             os.close(self._fd)
             self._fd = None
 
-    def _write(self, sign: str, keys: Iterable[Key]) -> None:
-        text = "".join([f"{sign}{task}:{attempt}\n" for task, attempt in keys])
+    def _write(self, sign: str, key: Key) -> None:
+        task, attempt = key
         if self._fd is None:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.write(self._fd, text.encode())
+        os.write(self._fd, f"{sign}{task}:{attempt}\n".encode())
 
 
 def read(path: Path) -> set[Key]:

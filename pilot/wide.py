@@ -11,11 +11,10 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pilot import lifecycle
-from pilot.board import Board, Spot
+from pilot.board import Board, Spots, slots_of
 from pilot.layout import Layout
 from pilot.placement import Planner, Reservation, Waiting
 from pilot.prepare import Held
-from pilot.states import Kind
 
 Key = tuple[str, int]
 
@@ -32,11 +31,11 @@ class Started(NamedTuple):
     """A task that is to begin now, and where."""
 
     held: Held
-    spots: tuple[Spot, ...]
+    spots: Spots
 
 
 class _Running(NamedTuple):
-    spots: tuple[Spot, ...]
+    spots: Spots
     line: _Line
 
 
@@ -59,9 +58,12 @@ class Wide:
         layout: of the pool.
         end_at: when the pilot ends (seconds since the epoch), or None.
         programs_max: how many MPI programs may run at a time; None: as many as there is room for.
+        lost: slots that take no work, from the start.
     """
 
-    def __init__(self, layout: Layout, end_at: float | None = None, programs_max: int | None = None) -> None:
+    def __init__(
+        self, layout: Layout, end_at: float | None = None, programs_max: int | None = None, lost: Iterable[int] = ()
+    ) -> None:
         self._layout = layout
         self._planner = Planner(Board(layout.nodes))
         self._end_at = end_at
@@ -81,6 +83,8 @@ class Wide:
         """Slots of wide tasks that run."""
         self.reserved: Reservation | None = None
         """Slots kept for the next wide task; narrow work stays off them unless it ends in time."""
+        for slot in lost:
+            self.lose(slot)
 
     # -- leasing --------------------------------------------------------------------------------
 
@@ -174,16 +178,13 @@ class Wide:
 
     def late(self, now: float) -> list[Key]:
         """Take out what would not end before its pilot does, if it began now."""
-        if self._end_at is None or not self._lines:
+        if self._end_at is None:
             return []
-        return self.drop(
-            {
-                one.item.key
-                for waiting in self._lines.values()
-                for one in waiting
-                if not lifecycle.fits_before(one.item.walltime_s, now, self._end_at)
-            }
-        )
+        late: set[Key] = set()
+        for waiting in self._lines.values():  # of one class, and so of one walltime
+            if waiting and not lifecycle.fits_before(waiting[0].item.walltime_s, now, self._end_at):
+                late.update(one.item.key for one in waiting)
+        return self.drop(late) if late else []
 
     def ended(self, key: Key, wall_s: float) -> bool:
         """Free the slots of a task that has ended or was not begun; False if it was none of ours."""
@@ -196,7 +197,7 @@ class Wide:
         self._programs -= line.program
         mean = self._mean_s.get(line.key)
         self._mean_s[line.key] = wall_s if mean is None else mean + 0.05 * (wall_s - mean)
-        self.taken.difference_update([slot for spot in running.spots for slot in spot.slots])
+        self.taken.difference_update(slots_of(running.spots))
         self._changed = self.hungry = True
         return True
 
@@ -217,7 +218,7 @@ class Wide:
         self._changed = self._changed or bool(self.waiting)
 
     def lose(self, slot: int) -> None:
-        """Note that a slot is lost or quarantined."""
+        """Note that a slot takes no work: it is lost, quarantined, or cannot start its child."""
         if slot not in self._removed:
             self._removed.add(slot)
             self._planner.remove(slot)
@@ -247,10 +248,8 @@ class Wide:
     # -- inside ---------------------------------------------------------------------------------
 
     def _line_of(self, held: Held) -> deque[Held]:
-        task = held.task
-        shape = self._layout.shape(task["class"])
-        program = shape.mpi and (task["kind"] == Kind.COMMAND or "suspect" in task)
-        return self._lines.setdefault(_Line(task["priority"], task["class"], program), deque())
+        line = _Line(held.task["priority"], held.task["class"], held.program)
+        return self._lines.setdefault(line, deque())
 
     def _waiting(self, line: _Line) -> Waiting:
         waiting = self._lines[line]
@@ -261,9 +260,9 @@ class Wide:
         shape = self._layout.shape(line.key)
         return Waiting(line.name, shape, first.item.walltime_s, line.priority, first.task["seq"], count)
 
-    def _begin(self, held: Held, line: _Line, spots: tuple[Spot, ...], now: float) -> None:
+    def _begin(self, held: Held, line: _Line, spots: Spots, now: float) -> None:
         walltime_s = held.item.walltime_s
         self._planner.begin(spots, None if walltime_s is None else now + walltime_s)
         self._running[held.item.key] = _Running(spots, line)
         self._programs += line.program
-        self.taken.update([slot for spot in spots for slot in spot.slots])
+        self.taken.update(slots_of(spots))

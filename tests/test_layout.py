@@ -9,7 +9,8 @@ import pytest
 from pilot import suspects
 from pilot.board import Spot
 from pilot.config import load_site
-from pilot.layout import Gpus, Layout, Seen, layout_of, machine_of
+from pilot.layout import Layout, Seen, layout_of
+from pilot.model import machine_of, pretended_node
 from pilot.offers import over
 from pilot.resources import Resources
 
@@ -17,15 +18,17 @@ GIB = 1 << 30
 
 
 def four(cpus: int, hosts: int = 1) -> Layout:
-    slots = {rank: Seen(f"m~{(rank - 1) * hosts // 4}", tuple(range(cpus)), 8 * GIB) for rank in range(1, 5)}
-    return layout_of(slots, 1, Gpus(("a", "b")), cpu_order=(1, 0))
+    slots = {
+        rank: Seen(pretended_node("m", (rank - 1) * hosts // 4), tuple(range(cpus)), 8 * GIB) for rank in range(1, 5)
+    }
+    return layout_of(slots, 1, ("a", "b"), cpu_order=(1, 0))
 
 
 def test_slots_have_cpus_of_their_own_if_there_are_enough() -> None:
     assert four(4).cpus == {1: (1,), 2: (0,), 3: (2,), 4: (3,)}
     assert four(4, hosts=2).cpus == four(4).cpus  # pretended nodes share their machine
     assert four(3).cpus == {}
-    assert machine_of("m~1") == machine_of("m") == "m"
+    assert machine_of(pretended_node("m", 1)) == machine_of("m") == "m"
 
 
 def test_nodes_and_memory() -> None:
@@ -50,9 +53,11 @@ def test_what_was_in_the_ranks(tmp_path: Path) -> None:
     path = tmp_path / "pool-1.ranks"
     assert suspects.read(path) == set()
     journal = suspects.Journal(path)
-    journal.began([("t-0", 1), ("t-1", 3)])
-    journal.ended([("t-0", 1)])
-    journal.began([("t-2", 1)])
+    journal.began(("t-0", 1))
+    journal.began(("t-1", 3))
+    journal.ended(("t-0", 1))
+    journal.ended(("t-9", 1))  # a program: it was never in the ranks
+    journal.began(("t-2", 1))
     journal.close()
     with path.open("a") as file:
         file.write("+t-3:")  # cut short by a crash

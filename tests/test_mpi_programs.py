@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from pilot.executors.run.launch import pretended_host
 from pilot.executors.run.orphans import find_orphans
+from pilot.model import pretended_node
 from pilot.sites import Node
 from pilot.states import Outcome
 from tests.run_mpi_rig import CPUS, PROGRAM, SITE, mpi_rig, need, needs_two_cpus, openmpi, said, script, site_with
@@ -74,7 +74,7 @@ def test_each_rank_has_its_share(tmp_path: Path, mpi: dict[str, str]) -> None:
 @needs_two_cpus
 def test_pretended_nodes_lie_on_their_host(rig: Rig, mpi: dict[str, str]) -> None:
     here = os.uname().nodename
-    hosts = (pretended_host(here, 0), pretended_host(here, 1), pretended_host(here, 0))
+    hosts = (pretended_node(here, 0), pretended_node(here, 1), pretended_node(here, 0))
     place = placed((CPUS[0],), (CPUS[1],), (CPUS[0], CPUS[1]), hosts=hosts)
     ranks = said(rig, rig.one(rig.command(*PROGRAM, env=mpi, wide={"ranks": 3, "place": place})))
     assert [one["cpus"] for one in ranks] == [[CPUS[0]], [CPUS[1]], CPUS[:2]]

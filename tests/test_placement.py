@@ -5,7 +5,8 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from pilot.placement import fits, share, take_back
+from pilot.board import shape_of
+from pilot.placement import share, take_back
 from pilot.resources import Resources
 
 LOADS = st.dictionaries(st.integers(1, 64), st.integers(0, 40), max_size=24)
@@ -61,6 +62,6 @@ def test_nothing_is_taken_back_without_an_idle_slot() -> None:
 
 
 def test_a_task_fits_a_slot_with_its_cores() -> None:
-    assert fits(Resources(2), 2)
-    assert fits(Resources(1, 1 << 40, 5.0), 2)
-    assert not fits(Resources(3), 2)
+    assert not shape_of(Resources(2), 2, None).wide
+    assert not shape_of(Resources(1, 1 << 40, 5.0), 2, None).wide
+    assert shape_of(Resources(3), 2, None).wide

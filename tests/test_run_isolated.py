@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from pilot.executors.run.launch import pretended_host
 from pilot.executors.run.orphans import find_orphans
-from pilot.model import Result
+from pilot.model import Result, pretended_node
 from pilot.states import Outcome
 from tests import run_tasks
 from tests.run_mpi_rig import CPUS, mpi_rig, needs_two_cpus, script, site_with
@@ -46,7 +45,7 @@ def test_an_isolated_function_gives_what_it_would_in_the_pool(rig: Rig) -> None:
 
 @needs_two_cpus
 def test_an_isolated_function_is_bound_as_placed(rig: Rig) -> None:
-    hosts = tuple(pretended_host(os.uname().nodename, number) for number in (0, 1))
+    hosts = tuple(pretended_node(os.uname().nodename, number) for number in (0, 1))
     place = placed((CPUS[1],), (CPUS[0],), hosts=hosts)
     result = _isolated(rig, run_tasks.cpus_of_ranks, place=place)
     assert rig.value(result) == [[CPUS[1]], [CPUS[0]]]

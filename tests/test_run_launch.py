@@ -16,7 +16,7 @@ from pilot.config import load_site
 from pilot.errors import LauncherNotFound
 from pilot.executors.run import bind, launch
 from pilot.executors.run.launch import Blame, Launchers, blame, by_host, choose, flavour_of, in_launch_order
-from pilot.model import RankPlace
+from pilot.model import RankPlace, pretended_node
 from pilot.sites import Program, launchers
 from tests.run_mpi_rig import need, script
 
@@ -125,7 +125,7 @@ def test_ranks_of_one_host_go_together_pretended_or_not() -> None:
     a, b, c, d = (RankPlace(host, (i,)) for i, host in enumerate(["x~0", "y", "x~1", "y~0"]))
     assert by_host([a, b, c, d]) == {"x": [a, c], "y": [b, d]}
     assert in_launch_order([a, b, c, d]) == (a, c, b, d)
-    assert launch.pretended_host("x", 1) == c.host
+    assert pretended_node("x", 1) == c.host
 
 
 # -- what launchers say ---------------------------------------------------------------------------

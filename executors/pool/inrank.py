@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pilot import calls, context
+from pilot.calls import COMM
 from pilot.executors.pool.capture import Capture
 from pilot.executors.pool.communicators import CommunicatorFailed, Communicators, copy_of, exhausted
 from pilot.executors.pool.messages import Address, Begin, Free, Part
 from pilot.executors.pool.mpi import MPI
 from pilot.executors.pool.watch import CANCELLED, WALLTIME, Watch
 from pilot.executors.run.exchange import Exchange, Objects
-from pilot.executors.run.failure import clipped, describe
+from pilot.executors.run.failure import describe, exit_code, explained
 from pilot.executors.run.function import Functions, Stale
 from pilot.executors.run.guard import Guard
 from pilot.executors.run.meter import Meter
@@ -32,9 +33,6 @@ from pilot.executors.run.wire import pack_result, unpack_work
 from pilot.model import Blob, Failure, FunctionCode, Result, Usage, Work
 from pilot.states import Outcome
 from pilot.values import encode
-
-COMM = "comm"
-"""The parameter for which the communicator is passed."""
 
 _HERE = os.path.dirname(__file__)
 
@@ -153,21 +151,21 @@ class Runner:
         self._meter.start()
         outputs: tuple[tuple[str, Blob], ...] = ()
         outcome, failure, worn = Outcome.SUCCEEDED, None, ""
-        exit_code: int | None = None
+        code: int | None = None
         try:
             outputs = self._attempt(work, index, group)
         except BaseException as error:  # noqa: BLE001  user code: nothing that it raises may end the rank
             self._watch.forbid()
             self._end_if_forked()
             outcome, failure, worn = self._judge(error, work, index)
-            exit_code = _exit_code(error)
+            code = exit_code(error)
         self._end_if_forked()
         self._watch.end()
         context.enter(None)
         usage = self._meter.stop()
         guard.restore(work.task)
         result = Result(
-            work.task, work.attempt, outcome, outputs, failure, exit_code, started, time.time(), usage,
+            work.task, work.attempt, outcome, outputs, failure, code, started, time.time(), usage,
             self._rank, self._host, log=self._capture.end() if self._capture else None,
         )  # fmt: skip
         comm, self._comm = self._comm, None
@@ -279,12 +277,7 @@ class Runner:
         why = self._watch.why
         if why:
             return self._interrupted(why, failure, work)
-        if isinstance(error, SystemExit):
-            failure = failure._replace(message=clipped(f"the task called sys.exit({error.code!r})", 1000))
-        elif isinstance(error, MemoryError) and work.memory_bytes is not None:
-            text = f"the task needs more than its memory limit of {work.memory_bytes / (1 << 20):.0f} MiB"
-            failure = failure._replace(message=f"{text}: {failure.message}" if failure.message else text)
-        return Outcome.FAILED, failure, ""
+        return Outcome.FAILED, explained(failure, error, work.memory_bytes), ""
 
     def _interrupted(self, why: str, failure: Failure, work: Work) -> tuple[Outcome, Failure, str]:
         if why == WALLTIME:
@@ -320,9 +313,3 @@ def _affinity(cpus: tuple[int, ...]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _exit_code(error: BaseException) -> int | None:
-    if not isinstance(error, SystemExit):
-        return None
-    return error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -19,7 +19,7 @@ from pilot.errors import PoolError
 from pilot.executors.run import function
 from pilot.executors.run.command import Commands, Ended
 from pilot.executors.run.exchange import Exchange, Objects
-from pilot.executors.run.failure import clipped, describe
+from pilot.executors.run.failure import describe, exit_code, explained
 from pilot.executors.run.frames import ENDS_VARIABLE, Inbox, Kind, Packet, send
 from pilot.executors.run.function import Functions, Stale
 from pilot.executors.run.guard import Guard, default_signals, die_with_parent
@@ -175,7 +175,7 @@ class _Runner:
             return Kind.STALE, b""
         except BaseException as error:  # noqa: BLE001  user code: nothing that it raises may end the child
             self._end_if_forked(error)
-            done = _Done(Outcome.FAILED, (), self._failure(work, error), _exit_code(error))
+            done = _Done(Outcome.FAILED, (), self._failure(work, error), exit_code(error))
         self._end_if_forked(None)
         context.enter(None)
         usage = self._meter.stop()
@@ -239,21 +239,8 @@ class _Runner:
     def _end_if_forked(self, error: BaseException | None) -> None:
         """End a copy of the child that the task forked and that came back here: it must not answer for us."""
         if os.getpid() != self._pid:
-            code = _exit_code(error) if error is not None else 0
+            code = exit_code(error) if error is not None else 0
             os._exit(1 if code is None else code & 0xFF)
 
     def _failure(self, work: Work, error: BaseException) -> Failure:
-        failure = describe(error, self._place.rank, self._place.host)
-        if isinstance(error, SystemExit):
-            return failure._replace(message=clipped(f"the task called sys.exit({error.code!r})", 1000))
-        if isinstance(error, MemoryError) and work.memory_bytes is not None:
-            text = f"the task needs more than its memory limit of {work.memory_bytes / (1 << 20):.0f} MiB"
-            return failure._replace(message=f"{text}: {failure.message}" if failure.message else text)
-        return failure
-
-
-def _exit_code(error: BaseException) -> int | None:
-    """Return the exit code that a `SystemExit` would have given the process, None for any other error."""
-    if not isinstance(error, SystemExit):
-        return None
-    return error.code if isinstance(error.code, int) else int(error.code is not None)
+        return explained(describe(error, self._place.rank, self._place.host), error, work.memory_bytes)

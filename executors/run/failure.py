@@ -37,6 +37,23 @@ def describe(error: BaseException, rank: int, host: str) -> Failure:
     return Failure(name, clipped(message, MESSAGE_BYTES), clipped(text, TRACEBACK_BYTES), rank, host)
 
 
+def explained(failure: Failure, error: BaseException, memory_bytes: int | None) -> Failure:
+    """Return the failure with what ended the task said in words, where Python's own say little."""
+    if isinstance(error, SystemExit):
+        return failure._replace(message=clipped(f"the task called sys.exit({error.code!r})", 1000))
+    if isinstance(error, MemoryError) and memory_bytes is not None:
+        text = f"the task needs more than its memory limit of {memory_bytes / (1 << 20):.0f} MiB"
+        return failure._replace(message=f"{text}: {failure.message}" if failure.message else text)
+    return failure
+
+
+def exit_code(error: BaseException) -> int | None:
+    """Return the exit code that a `SystemExit` would have given the process, None for any other error."""
+    if not isinstance(error, SystemExit):
+        return None
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
+
+
 def signal_text(number: int) -> str:
     """Return "was killed by signal 11 (SIGSEGV)", with what is likely behind it."""
     try:

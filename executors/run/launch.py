@@ -15,13 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pilot.errors import InvalidInput, LauncherNotFound
-from pilot.model import RankPlace
+from pilot.model import RankPlace, machine_of
 
 FLAVOUR_VARIABLE = "PILOT_MPI"
 """Names a command's flavour, for programs that do not show theirs."""
 
 _LIBRARY_VARIABLE = "MPI4PY_LIBMPI"
-_PRETENDED = "~"
 _ASK_S = 20.0
 _FLAVOURS = {
     "openmpi": re.compile(r"libopen-(rte|pal)\.so|libmpi(_\w+)?\.so\.40"),
@@ -66,21 +65,11 @@ class Launchers(NamedTuple):
 # -- hosts ----------------------------------------------------------------------------------------
 
 
-def pretended_host(host: str, number: int) -> str:
-    """Return the name of a pretended node that lies on `host`."""
-    return f"{host}{_PRETENDED}{number}"
-
-
-def real_host(name: str) -> str:
-    """Return the host on which a node lies; a node that pretends nothing is its own."""
-    return name.partition(_PRETENDED)[0]
-
-
 def by_host(ranks: Sequence[RankPlace]) -> dict[str, list[RankPlace]]:
     """Return the ranks by real host, hosts in the order of their first rank: the order in which a launcher counts."""
     hosts: dict[str, list[RankPlace]] = {}
     for rank in ranks:
-        hosts.setdefault(real_host(rank.host), []).append(rank)
+        hosts.setdefault(machine_of(rank.host), []).append(rank)
     return hosts
 
 

@@ -15,6 +15,7 @@ from pilot.config import ProjectConfig, load_site
 from pilot.errors import PilotDied
 from pilot.executors.batch import local
 from pilot.executors.run.orphans import kill_orphans
+from pilot.offers import usual_slots
 from pilot.settings import PilotSettings
 from pilot.sites import launchers
 from pilot.store import pilots
@@ -74,11 +75,6 @@ class Local:
         return []
 
 
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def start(
     config: ProjectConfig,
     *,
@@ -105,7 +101,7 @@ def start(
     signing.load_key(config.key_file)  # else its agent would find out, and be asked for its last words
     machine = load_site(site or config.site)
     slot_cores = slot_cores or machine.cores_per_slot
-    slots = slots or machine.slots or max(1, available_cores() // slot_cores)
+    slots = slots or usual_slots(machine, slot_cores)
     pilot = new_pilot_id()
     folder = config.pilot_folder(pilot)
     folder.mkdir(parents=True, mode=0o700)
