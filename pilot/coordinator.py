@@ -39,10 +39,6 @@ Key = tuple[str, int]
 
 TICK_S = 0.1
 CONTROL_S = 0.25
-UNWRITTEN_MAX = 20_000
-"""With more results than this on their way to the store, nothing more is leased."""
-BORED_S = 0.01
-"""Shortest time between two recalls for idle slots."""
 
 
 def seen(slots: Slots) -> dict[int, Seen]:
@@ -246,13 +242,13 @@ class Coordinator:
         target = lifecycle.prefetch_target(self._mean_s)
         if leaser.waiting:
             self._share(load, target, slots, leaser)
-        elif any(held == 0 for held in load.values()) and time.monotonic() - self._recalled > BORED_S:
+        elif any(held == 0 for held in load.values()) and time.monotonic() - self._recalled > lifecycle.BORED_S:
             self._recalled = time.monotonic()
             for rank, count in placement.take_back(load).items():
                 if rank not in self._asked_back:
                     self._asked_back.add(rank)
                     slots.recall(rank, count)
-        away = committer.away_since is not None or committer.unwritten > UNWRITTEN_MAX
+        away = committer.away_since is not None or committer.unwritten > lifecycle.UNWRITTEN_MAX
         there = sum(load.values()) + leaser.waiting
         want = 0 if away else lifecycle.lease_more(lifecycle.lease_target(len(load), self._mean_s), there)
         leaser.want(want, not away and self._wide.ask(time.monotonic()))

@@ -160,6 +160,10 @@ class Backoff:
 
 AHEAD_S = 1.0
 AHEAD_MAX = 4000
+UNWRITTEN_MAX = 20_000
+"""With more results than this on their way to the store, a pool leases nothing more."""
+BORED_S = 0.01
+"""Shortest time between two recalls for idle slots."""
 PREFETCH_S = 0.05
 PREFETCH_MAX = 128
 
