@@ -191,11 +191,13 @@ class LocalServer:
         self._secret("keyfile", base64.b64encode(secrets.token_bytes(48)).decode())
         self._secret("password", secrets.token_urlsafe(32))
         # It may run: left by a starter that was killed before it could say so. Or be about to end.
-        process = mongod.running(self._db)
-        version = None if process is None else self._adopt(process, deadline)
-        if process is None or version is None:
-            process = self._launch(deadline)
-            version = self._prepare(process, deadline)
+        version = None
+        while version is None:
+            if process := mongod.found(self._db, deadline):
+                version = self._adopt(process, deadline)
+            else:
+                process = self._launch(deadline)
+                version = self._prepare(process, deadline)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         host, boot = socket.gethostname(), _boot_id()
         self._write(_Record(process.pid, process.port, self._addresses, host, boot, version, started))

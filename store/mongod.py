@@ -122,6 +122,13 @@ def running(dbpath: Path) -> Process | None:
     return Process(pid, int(argv[argv.index("--port") + 1])) if _is_on(argv, dbpath) else None
 
 
+def found(dbpath: Path, deadline: float) -> Process | None:
+    """Return the mongod that serves `dbpath`; None once there is none, nor one that was killed and is still ending."""
+    while (process := running(dbpath)) is None and not _gone(dbpath, _locker(dbpath)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return process
+
+
 def await_end(dbpath: Path, pid: int, deadline: float) -> bool:
     """Wait until mongod `pid` has let go of `dbpath` and of its port; False if it has not by `deadline`."""
     while not _gone(dbpath, pid):
@@ -184,7 +191,6 @@ def launch(
     if log.exists() and log.stat().st_size > _LOG_ROTATE_BYTES:
         log.replace(directory / "mongod.log.1")
     before = log.stat().st_size if log.exists() else 0
-    await_end(directory / "db", _locker(directory / "db"), deadline)  # one that was killed a moment ago
     argv = [
         *(str(program), "--fork", "--dbpath", str(directory / "db"), "--port", str(port)),
         *("--bind_ip", ",".join(addresses), "--nounixsocket"),
