@@ -190,18 +190,19 @@ class LocalServer:
         # mongod wants letters of base64 in it; 48 bytes give 64 of them and no padding.
         self._secret("keyfile", base64.b64encode(secrets.token_bytes(48)).decode())
         self._secret("password", secrets.token_urlsafe(32))
-        # It may run: left by a starter that was killed before it could say so. Or be about to end.
-        version = None
-        while version is None:
-            if process := mongod.found(self._db, deadline):
-                version = self._adopt(process, deadline)
-            else:
-                process = self._launch(deadline)
-                version = self._prepare(process, deadline)
+        process, version = self._bring_up(deadline)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         host, boot = socket.gethostname(), _boot_id()
         self._write(_Record(process.pid, process.port, self._addresses, host, boot, version, started))
         return self._uri(LOOPBACK, process.port)
+
+    def _bring_up(self, deadline: float) -> tuple[mongod.Process, str]:
+        """Return a server that is ready, and its version; one may run, left by a starter that was killed."""
+        while process := mongod.found(self._db, deadline):
+            if version := self._adopt(process, deadline):
+                return process, version
+        process = self._launch(deadline)
+        return process, self._prepare(process, deadline)
 
     def _adopt(self, process: mongod.Process, deadline: float) -> str | None:
         """Prepare a server that somebody else started; None if it ended meanwhile."""
