@@ -61,6 +61,12 @@ MICROSECONDS = Unit(" µs", 1, lower=True)
 MEMORY = Unit(" MB", 0, lower=True)
 
 
+def named(peer: Key) -> str:
+    """Return the name of a peer, and how it is set up if that is not for speed."""
+    script, workload = peer
+    return f"{PEERS[script]} as it comes" if workload.endswith("-default") else PEERS[script]
+
+
 @dataclass(frozen=True)
 class Bound:
     """A value to be reached: as it stands, or times what a peer does in the same session."""
@@ -72,7 +78,7 @@ class Bound:
         """Write it as a person would."""
         if self.peer is None:
             return f"{'≤' if unit.lower else '≥'} {unit.text(self.value)}"
-        return f"≥ {self.value:g} × {PEERS[self.peer[0]]}"
+        return f"≥ {self.value:g} × {named(self.peer)}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class Row:
     """Left out when it was not measured."""
 
 
-_PARSL, _HQ, _SPAWN = ("parsl_htex", "noop"), ("hyperqueue_local", "true"), ("spawn_loop", "true")
+_PARSL, _HQ, _SPAWN = ("parsl_htex", "noop-default"), ("hyperqueue_local", "true"), ("spawn_loop", "true")
 _NOOP, _TRUE = ("noop", "noop"), ("commands", "true")
 _MPI, _MIXED, _LOOP = ("mpi_functions", "mpi-noop"), ("mixed", "mixed"), ("mpiexec_loop", "mpi-noop")
 
@@ -224,7 +230,7 @@ def verdict(row: Row, results: Results) -> str:
     missed, unknown = unmet(found.median, row.must, row.unit, results)
     if missed:
         return f"**missed**: {', '.join(bound.text(row.unit) for bound in missed)}"
-    doubt = "".join(f"; {PEERS[bound.peer[0]]} not measured" for bound in unknown if bound.peer)
+    doubt = "".join(f"; {named(bound.peer)} not measured" for bound in unknown if bound.peer)
     if doubt:
         return f"{'reached' if len(unknown) < len(row.must) else 'unknown'}{doubt}"
     aim_reached = row.aim and unmet(found.median, row.aim, row.unit, results) == ([], [])

@@ -38,6 +38,11 @@ class Shape(NamedTuple):
     mpi: bool = False
 
     @property
+    def several_nodes(self) -> bool:
+        """Whether it cannot run on one node, however large."""
+        return (self.nodes or 1) > 1 or (self.per_node or self.ranks) < self.ranks
+
+    @property
     def wide(self) -> bool:
         """Whether slots are to be chosen for it: it is more than a process of one slot."""
         return bool(self.mpi or self.gpus or self.nodes) or self.ranks * self.slots_per_rank > 1

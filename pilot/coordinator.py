@@ -107,7 +107,9 @@ class Coordinator:
         place = records.Place(token, self._record_fields())
         spool = Spool(self._settings.spool, token)
         unable = slots.slots.keys() - set(slots.able())
-        self._wide = Wide(self._layout, self._settings.end_at, self._settings.programs_max, unable)
+        self._wide = Wide(
+            self._layout, self._settings.end_at, self._settings.steps_max, self._settings.one_node_steps, unable
+        )  # fmt: skip
         leaser = Leaser(
             self._store, token, self.preparer, pilot=self._settings.pilot, layout=self._layout, room=self._wide.room,
             end_at=self._settings.end_at, beat_s=self._settings.beat_s, ttl_s=self._settings.ttl_s, wake=slots.wake,

@@ -10,7 +10,7 @@ from pilot import lifecycle
 from pilot.layout import Layout
 from pilot.model import LOST_BUDGET
 from pilot.resources import Resources
-from pilot.states import ENDED, State
+from pilot.states import ENDED, Kind, State
 
 Document = dict[str, Any]
 
@@ -180,12 +180,15 @@ def _for_room(task: Document, pool: Document, before: int) -> str:
     words = f"it asks for {asked(Resources.from_key(task['class']))}, and {pool.get('busy', 0)} of "
     words += f"{pool.get('slots', 0)} slots are busy"
     kept = pool.get("kept")
+    if (most := pool.get("steps_max")) is not None and task["kind"] == Kind.COMMAND:
+        words += f"; all {most} job steps that the site lets a pilot have at a time (max_concurrent_steps) are taken"
     if kept and kept["class"] == task["class"] and not before:
         at = "" if kept["in_s"] is None else f", all free in {_span(kept['in_s'])} at the latest"
         return f"{words}; {kept['slots']} slots are kept free for it{at}"
     if kept:
         return f"{words}; {kept['slots']} slots are kept free for a task of class {kept['class']}, which comes first"
-    return f"{words}; {before} wide tasks of that pool come before it" if before else f"{words}; it is the next"
+    ahead = "1 wide task of that pool comes" if before == 1 else f"{before} wide tasks of that pool come"
+    return f"{words}; {ahead} before it" if before else f"{words}; it is the next"
 
 
 def _failed(facts: Facts) -> list[str]:

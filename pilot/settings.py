@@ -43,8 +43,10 @@ class PilotSettings:
     """Of each node, as the site's variable names them."""
     cpu_order: tuple[int, ...] = ()
     """See `layout_of`."""
-    programs_max: int | None = None
-    """How many MPI programs may run at a time; None: as many as there is room for."""
+    steps_max: int | None = None
+    """How many MPI programs that take a job step may run at a time; None: as many as there is room for."""
+    one_node_steps: bool = False
+    """Whether programs on one node take one too."""
     launchers: dict[str, Any] = field(default_factory=dict)
     """How MPI programs are started; see `pilot.sites.launchers`."""
 
@@ -92,8 +94,10 @@ class PoolSettings:
     """Of each node, as the site's variable names them."""
     cpu_order: tuple[int, ...] = ()
     """See `layout_of`."""
-    programs_max: int | None = None
-    """How many MPI programs this pool may run at a time; None: as many as there is room for."""
+    steps_max: int | None = None
+    """How many MPI programs of this pool that take a job step may run at a time; None: as many as there is room for."""
+    one_node_steps: bool = False
+    """Whether programs on one node take one too."""
 
 
 def ranks_file(control: Path) -> Path:

@@ -99,8 +99,8 @@ class Program(_Part):
         default="{host}:{ranks}", description="one line of the host file: {host} and the number of {ranks} there"
     )
     env: dict[str, str] = Field(default_factory=dict, description="variables set for the launcher")
-    step: bool = Field(
-        default=False, description="whether a start on several nodes takes one of the batch system's job steps"
+    step: Literal["never", "several_nodes", "always"] = Field(
+        default="never", description="which starts take one of the batch system's job steps"
     )
 
 
@@ -127,16 +127,26 @@ class Site(_Part):
         default="mpich", description="flavour of programs that do not show theirs (scripts), and of the pool itself"
     )
     max_concurrent_steps: int | None = Field(
-        default=None, ge=1, description="most job steps at a time in one pilot; absent: no limit"
+        default=None, ge=1, description="most MPI programs at a time in a pilot that take a job step; absent: no limit"
     )
     start_s: float = Field(
         default=60.0, gt=0, description="seconds in which a launcher must have started the first rank of a program"
     )
 
+    @property
+    def steps(self) -> frozenset[str]:
+        """Which starts of MPI programs take a job step, over all flavours; empty: none does."""
+        return frozenset({program.step for program in self.programs.values()} - {"never"})
+
     @model_validator(mode="after")
     def _default_is_there(self) -> Site:
         if self.programs and self.default_program not in self.programs:
             raise ValueError(f"default_program is {self.default_program!r}, expected one of {sorted(self.programs)}")
+        if self.max_concurrent_steps is not None and not self.steps:
+            raise ValueError(
+                f"max_concurrent_steps is {self.max_concurrent_steps}, but no flavour under 'programs' takes a step: "
+                "expected `step: several_nodes` or `step: always` there"
+            )
         return self
 
 

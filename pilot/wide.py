@@ -6,6 +6,7 @@ Wide is whatever takes more than one slot, GPUs, whole nodes, or MPI. Who gets w
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -37,10 +38,12 @@ class Started(NamedTuple):
 class _Running(NamedTuple):
     spots: Spots
     line: _Line
+    step: bool
+    """Whether it has one of the job steps that are limited."""
 
 
 class _Line(NamedTuple):
-    """Who queues together: one class, one priority; programs apart, as a launcher may limit their number."""
+    """Who queues together: one class, one priority; programs apart, as they may take job steps."""
 
     priority: int
     key: str
@@ -57,20 +60,27 @@ class Wide:
     Args:
         layout: of the pool.
         end_at: when the pilot ends (seconds since the epoch), or None.
-        programs_max: how many MPI programs may run at a time; None: as many as there is room for.
+        steps_max: how many MPI programs that take a job step may run at a time; None: as many as there is room for.
+        one_node_steps: whether programs on one node take one too.
         lost: slots that take no work, from the start.
     """
 
     def __init__(
-        self, layout: Layout, end_at: float | None = None, programs_max: int | None = None, lost: Iterable[int] = ()
+        self,
+        layout: Layout,
+        end_at: float | None = None,
+        steps_max: int | None = None,
+        one_node_steps: bool = False,
+        lost: Iterable[int] = (),
     ) -> None:
         self._layout = layout
         self._planner = Planner(Board(layout.nodes))
         self._end_at = end_at
-        self._programs_max = programs_max
+        self._steps_max = steps_max
+        self._one_node_steps = one_node_steps
         self._lines: dict[_Line, deque[Held]] = {}
         self._running: dict[Key, _Running] = {}
-        self._programs = 0
+        self._steps = 0
         self._held: Counter[str] = Counter()
         """Of each class, how many wait or run."""
         self._mean_s: dict[str, float] = {}
@@ -129,7 +139,9 @@ class Wide:
         """Return what the pool's heartbeat tells of those that wait, for `pilot explain`."""
         lines = sorted(self._lines, key=lambda line: line.priority)
         parked = [held.item.task for line in lines for held in self._lines[line]]
-        found: dict[str, Any] = {"parked": parked[:PARKED_MAX], "kept": None}
+        found: dict[str, Any] = {"parked": parked[:PARKED_MAX], "kept": None, "steps_max": None}
+        if self._steps_max is not None and self._steps >= self._steps_max:
+            found["steps_max"] = self._steps_max
         if self.reserved is not None:
             at = self.reserved.at
             key, _, _ = self.reserved.key.partition(" ")
@@ -171,8 +183,11 @@ class Wide:
         started = []
         for start in plan.starts:
             line = lines[start.key, start.priority]
+            step = self._takes_step(line, start.spots)
+            if step and self._steps_left <= 0:  # it was to have slots on several nodes that had been kept for it
+                continue
             held = self._lines[line].popleft()
-            self._begin(held, line, start.spots, now)
+            self._begin(_Running(start.spots, line, step), held, now)
             started.append(Started(held, start.spots))
         return started
 
@@ -194,7 +209,7 @@ class Wide:
         line = running.line
         self._planner.end(running.spots)
         self._held[line.key] -= 1
-        self._programs -= line.program
+        self._steps -= running.step
         mean = self._mean_s.get(line.key)
         self._mean_s[line.key] = wall_s if mean is None else mean + 0.05 * (wall_s - mean)
         self.taken.difference_update(slots_of(running.spots))
@@ -254,15 +269,29 @@ class Wide:
     def _waiting(self, line: _Line) -> Waiting:
         waiting = self._lines[line]
         count = len(waiting)
-        if line.program and self._programs_max is not None:
-            count = min(count, max(0, self._programs_max - self._programs))
         first = waiting[0]
         shape = self._layout.shape(line.key)
+        if line.program and count > self._steps_left:
+            if self._steps_left > 0:
+                count = int(self._steps_left)
+            elif self._one_node_steps or shape.several_nodes:
+                count = 0
+            else:
+                shape = shape._replace(layout="near")  # there it takes no step
         return Waiting(line.name, shape, first.item.walltime_s, line.priority, first.task["seq"], count)
 
-    def _begin(self, held: Held, line: _Line, spots: Spots, now: float) -> None:
+    @property
+    def _steps_left(self) -> float:
+        return math.inf if self._steps_max is None else self._steps_max - self._steps
+
+    def _takes_step(self, line: _Line, spots: Spots) -> bool:
+        return line.program and (self._one_node_steps or len({spot.node for spot in spots}) > 1)
+
+    def _begin(self, running: _Running, held: Held, now: float) -> None:
         walltime_s = held.item.walltime_s
-        self._planner.begin(spots, None if walltime_s is None else now + walltime_s)
-        self._running[held.item.key] = _Running(spots, line)
-        self._programs += line.program
-        self.taken.update(slots_of(spots))
+        self._planner.begin(running.spots, None if walltime_s is None else now + walltime_s)
+        self._running[held.item.key] = running
+        self._steps += running.step
+        if running.line.program and not running.step:
+            self._changed = True  # it was counted as if it took one
+        self.taken.update(slots_of(running.spots))

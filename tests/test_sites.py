@@ -51,7 +51,7 @@ def test_a_node_may_be_described(file: Path) -> None:
     node = {
         "cores": 64, "memory": "128G", "gpus": 4, "gpu_variable": "ROCR_VISIBLE_DEVICES", "cpu_order": "0-2,8,4-5",
     }  # fmt: skip
-    site = load_site(_with(file, node=node, pretend_nodes=2, max_concurrent_steps=50, start_s=10))
+    site = load_site(_with(file, node=node, pretend_nodes=2, start_s=10))
     assert site.node.memory_bytes == 128 << 30
     assert site.node.gpu_ids == ("0", "1", "2", "3")
     assert site.node.cpu_order == (0, 1, 2, 8, 4, 5)
@@ -61,6 +61,14 @@ def test_a_node_may_be_described(file: Path) -> None:
 
 def test_gpus_may_have_names_of_their_own(file: Path) -> None:
     assert load_site(_with(file, node={"gpus": 2, "gpu_names": ["0.0", "0.1"]})).node.gpu_ids == ("0.0", "0.1")
+
+
+def test_job_steps_may_be_limited(file: Path) -> None:
+    srun = {"launcher": ["srun", "-n", "{ranks}"], "step": "always"}
+    programs = {"mpich": {"launcher": ["mpiexec"], "step": "several_nodes"}, "cray": {"launcher": ["aprun"]}}
+    site = load_site(_with(file, programs=programs, max_concurrent_steps=50))
+    assert site.steps == {"several_nodes"}
+    assert load_site(_with(file, programs=programs | {"srun": srun})).steps == {"several_nodes", "always"}
 
 
 def test_what_is_absent_is_discovered() -> None:
@@ -87,6 +95,7 @@ _WRONG: list[tuple[dict[str, Any], str]] = [
         {"programs": {"x": {"launcher": ["a"], "host_line": "{h}"}}},
         r"'programs\.x\.host_line' is '{h}': .* other than {host}",
     ),
+    ({"max_concurrent_steps": 5}, r"max_concurrent_steps is 5, but no flavour under 'programs' takes a step"),
     ({"start_s": 0}, r"'start_s' is 0: Input should be greater than 0"),
 ]
 

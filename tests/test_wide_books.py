@@ -51,7 +51,7 @@ def test_what_would_outlive_its_pilot_is_not_begun() -> None:
 
 
 def test_no_more_programs_than_the_site_allows() -> None:
-    wide = Wide(LAYOUT, programs_max=1)
+    wide = Wide(LAYOUT, steps_max=1, one_node_steps=True)
     wide.add([held("p", program=True), held("q", program=True)])
     assert list(begun(wide)) == ["p"]
     wide.add([held("f")])
@@ -61,3 +61,23 @@ def test_no_more_programs_than_the_site_allows() -> None:
     assert wide.ended(("p", 1), 1.0)
     assert list(begun(wide)) == ["q"]
     assert not wide.ended(("p", 1), 1.0)  # once
+
+
+def test_programs_on_one_node_need_no_step_where_the_site_says_so() -> None:
+    wide = Wide(LAYOUT, steps_max=1)
+    wide.add([held(name, Resources(ranks=2, ranks_per_node=1), program=True) for name in ("apart", "later")])
+    assert begun(wide) == {"apart": [1, 3]}
+    assert wide.stats(0.0)["steps_max"] == 1
+    wide.add([held("together", program=True)])
+    assert begun(wide) == {}  # there is a slot on each node, and no step
+    assert wide.ended(("apart", 1), 1.0)
+    assert wide.stats(0.0)["steps_max"] is None
+    assert begun(wide) == {"later": [1, 3]}
+    assert wide.ended(("later", 1), 1.0)
+    assert begun(wide) == {"together": [1, 2]}
+
+
+def test_programs_that_take_no_step_are_not_counted() -> None:
+    wide = Wide(LAYOUT, steps_max=1)
+    wide.add([held(name, program=True) for name in ("p", "q")])
+    assert {**begun(wide), **begun(wide)} == {"p": [1, 2], "q": [3, 4]}

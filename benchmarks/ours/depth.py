@@ -18,10 +18,10 @@ from pilot.store import pilots
 from pilot.store.access import store_of
 from pilot.store.mongo import Store
 
-SHALLOW, WINDOW = 1_000, 5_000
+SHALLOW, WINDOW = 1_000, 10_000
 LEAD = 0.4
 """Tasks before the window, as part of it: the pool finds its pace with them."""
-REPEATS = 3
+REPEATS = 5
 """A window lasts a second or so: one alone says little."""
 
 
@@ -102,6 +102,6 @@ def rate(store: Store, since: datetime, lead: int, window: int) -> float:
 
 
 if __name__ == "__main__":
-    notes = NOTES + "; queue filled before the pilot starts; rate over 5,000 tasks with 1,000 queued, then with so many"
+    notes = NOTES + "; queue filled before the pilot starts; rate of 10,000 tasks with 1,000 queued, then with so many"
     sizes = {"depth": 100_000, "depth-million": 1_000_000}
     main("pilot", "hpc-pilot", {name: Workload(depth, tasks, notes) for name, tasks in sizes.items()})

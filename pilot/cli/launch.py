@@ -108,7 +108,7 @@ def start(
     settings = PilotSettings(
         str(config.root), pilot, machine.name, machine.launcher, slots, slot_cores, idle_s=idle_s,
         pretend_nodes=machine.pretend_nodes, gpus=machine.node.gpu_ids, cpu_order=machine.node.cpu_order or (),
-        programs_max=machine.max_concurrent_steps, launchers=launchers(machine),
+        steps_max=machine.max_concurrent_steps, one_node_steps="always" in machine.steps, launchers=launchers(machine),
     )  # fmt: skip
     if walltime_s is not None:  # a short one leaves no time for the usual margins
         settings = replace(
