@@ -166,7 +166,7 @@ def test_page_has_every_table_and_no_place_left(session: list[dict[str, Any]]) -
     page = report.render(report.TEMPLATE.read_text(), session)
     assert "{{" not in page
     assert "≥ 5 × Parsl HTEX as it comes (is 6.50 ×)" in page
-    assert "| no-op functions | Parsl HTEX 1.0, `noop` | 1,000/s | 6.50 × |" in page
+    assert "| no-op functions | Parsl HTEX 1.0, `noop-default` | 1,000/s | 6.50 × |" in page
     assert "| database commands per no-op task | FireWorks 1.0 | 40.000 | 2,000 × |" in page
     assert "| one task, pool idle | ProcessPoolExecutor, Python 3.11 | 1.0 ms | 0.10 × |" in page
     assert "| `/bin/true` commands | spawn loop | failed |" in page
