@@ -33,9 +33,7 @@ def check(store: Store, config: ProjectConfig, needs: Resources) -> None:
     if limit := over(needs, site):
         raise InvalidInput(limit)
     if why := lacks[0] if lacks else _usual(needs, site):
-        whose = (
-            f"none of the {len(up)} pools that are up" if up else f"no pilot that site {site.name!r} starts by itself"
-        )
+        whose = "no pool that is up" if up else f"no pilot that site {site.name!r} starts by itself"
         warnings.warn(
             f"{whose} can run this task: {why}; it waits until one can, `pilot explain` says what to start",
             NotOffered,
