@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -21,12 +22,13 @@ from typing import Any
 
 from pilot import lifecycle, log, records, signing
 from pilot.config import ProjectConfig, load_project
-from pilot.errors import Fenced, PilotError, StoreError
+from pilot.errors import Fenced, PilotError, SchedulerError, StoreError
+from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
 from pilot.model import new_token
-from pilot.pool_process import PoolProcess
-from pilot.settings import PilotSettings, batch_job
+from pilot.pool_process import Block, PoolProcess
+from pilot.settings import PilotSettings
 from pilot.states import PilotState, PoolState
 from pilot.store import dependants, pilots, provenance, spool
 from pilot.store.access import PILOT_SELECT_S, checked, store_of
@@ -38,6 +40,8 @@ TICK_S = 0.1
 RECONCILE_S = 30.0
 START_S = 180.0
 """A pool that has not registered by then never will."""
+BEGUN_S = 10.0
+"""A batch job may have begun so long before its agent can look at a clock."""
 STORE_LOST_S = 900.0
 """A pilot whose store has been away for so long ends itself; what it could not write is in its spool."""
 
@@ -49,16 +53,20 @@ class Agent:
         config: the project.
         settings: of the pilot.
         store: open.
+        block: the nodes.
     """
 
-    def __init__(self, config: ProjectConfig, settings: PilotSettings, store: Store) -> None:
+    def __init__(self, config: ProjectConfig, settings: PilotSettings, store: Store, block: Block) -> None:
         self._config = config
+        self._block = block
+        self._token = new_token()
+        """Tells this process from another agent of the same pilot, should its job be started twice."""
         self._settings = settings
         self._store = store
         self._signer = signing.Signer(signing.load_key(config.key_file), config.id)
         self._folder = config.pilot_folder(settings.pilot)
         self._pool: PoolProcess | None = None
-        self._starts = 0
+        self._starts = len(list(self._folder.glob("pool-*.json")))  # those of an earlier agent keep their numbers
         self._started_at = 0.0
         self._up = False
         self._backoff = lifecycle.Backoff(settings.restarts_s)
@@ -93,7 +101,8 @@ class Agent:
         beating.join(10.0)
         state = PilotState.ENDED
         self._guarded(
-            "write the final state", lambda: pilots.end(self._store, self._settings.pilot, state, self._reason)
+            "write the final state",
+            lambda: pilots.end(self._store, self._settings.pilot, state, self._reason, self._token),
         )
         logger.info("pilot %s ended: %s", self._settings.pilot, self._reason)
         return 0 if self._wish else 1
@@ -139,7 +148,7 @@ class Agent:
             self._end_by(wish, reason)
         if self._signals:
             names = ", ".join(signal.Signals(n).name for n in sorted(self._signals))
-            hurry = signal.SIGTERM in self._signals and batch_job() is not None  # it leaves seconds
+            hurry = signal.SIGTERM in self._signals and self._settings.batch  # it leaves seconds
             self._signals.clear()
             self._end_by("now" if hurry else "drain", f"drained on {names}")
 
@@ -157,10 +166,10 @@ class Agent:
     def _register(self) -> None:
         s = self._settings
         pilots.register(
-            self._store, s.pilot,
+            self._store, s.pilot, self._token,
             {
-                "state": PilotState.RUNNING.value, "site": s.site, "host": socket.gethostname(), "pid": os.getpid(),
-                "slots": s.slots, "slot_cores": s.slot_cores, "ttl_s": s.ttl_s,
+                "site": s.site, "host": socket.gethostname(), "pid": os.getpid(), "job": self._block.job,
+                "nodes": s.nodes, "slots": s.slots * s.nodes, "slot_cores": s.slot_cores, "ttl_s": s.ttl_s,
                 "started": datetime.now(UTC), "folder": str(self._folder),
                 "end_at": None if s.end_at is None else datetime.fromtimestamp(s.end_at, UTC),
             },
@@ -185,7 +194,7 @@ class Agent:
         while not self._ending.is_set():
             state = PilotState.DRAINING if self._wish else PilotState.RUNNING
             try:
-                doc = pilots.beat(self._store, self._settings.pilot, {"state": state.value})
+                doc = pilots.beat(self._store, self._settings.pilot, self._token, {"state": state.value})
                 if doc.get("drain"):
                     self._asked = doc["drain"], "asked by `pilot down`"
                 self._store_seen = time.monotonic()
@@ -246,7 +255,7 @@ class Agent:
 
     def _start_pool(self) -> None:
         self._starts += 1
-        pool = PoolProcess(self._settings, self._folder, self._starts)
+        pool = PoolProcess(self._settings, self._block, self._folder, self._starts)
         try:
             pool.start()
         except PilotError as exc:
@@ -328,18 +337,35 @@ def main(argv: list[str]) -> int:
     config = load_project(Path(settings.root))
     log.to_file(config.pilot_folder(settings.pilot) / "agent.log")
     try:
-        with store_of(config, select_s=PILOT_SELECT_S) as store:
+        block, settings = allocated(settings)
+        with store_of(config, start=not settings.batch, select_s=PILOT_SELECT_S) as store:
             checked(store, config)
-            return Agent(config, settings, store).run()
+            return Agent(config, settings, store, block).run()
     except PilotError as exc:
         logger.error("the pilot cannot work: %s", exc)
         sys.stderr.write(f"pilot {settings.pilot}: {exc}\n")
         return 1
 
 
-def new_pilot_id() -> str:
-    """Return an id for a pilot: short, and unlikely ever to be seen again."""
-    return f"p{new_token(6)}"
+def allocated(settings: PilotSettings) -> tuple[Block, PilotSettings]:
+    """Return what the batch system gave to this process' job: nodes, and the time until it ends.
+
+    Raises:
+        SchedulerError: this is no job of the batch system, or its nodes cannot be found out.
+    """
+    if not settings.batch:
+        return Block(), settings
+    system = system_of(settings.batch)
+    own = system.own(os.environ)
+    if own is None:
+        raise SchedulerError(f"pilot {settings.pilot} is to run in a job of {system.NAME}, and this is none")
+    hosts = Scheduler(system).hosts(own)
+    env = {name: os.environ[name] for name in system.KEPT if name in os.environ}
+    settings = replace(settings, nodes=len(hosts))
+    if settings.walltime_s is not None:
+        end_at = own.end_at or time.time() + settings.walltime_s - BEGUN_S
+        settings = replace(settings, end_at=end_at)
+    return Block(hosts, own.id, env), settings
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pilot.layout import Layout, Seen, layout_of
 from pilot.leasing import Leaser
 from pilot.model import Placement, new_token
 from pilot.prepare import Held, Preparer
-from pilot.settings import PoolSettings, Wish, batch_job, ranks_file, recycle_file
+from pilot.settings import PoolSettings, Wish, ranks_file, recycle_file
 from pilot.states import Outcome, PilotState, PoolState
 from pilot.store import pilots, tasks
 from pilot.store.mongo import Store
@@ -144,7 +144,7 @@ class Coordinator:
         fields = {
             "pilot": self._settings.pilot, "environment": self._environment, "site": self._settings.site,
         }  # fmt: skip
-        job = batch_job()
+        job = self._settings.job
         return {**fields, "job": job} if job else fields
 
     def _pool_document(self) -> dict[str, Any]:

@@ -183,5 +183,21 @@ class WorldSizeMismatch(PoolError):
     """The launcher started singletons instead of one MPI program."""
 
 
+class SchedulerError(PilotError):
+    """Base of what goes wrong between us and a batch system; the message has its own words."""
+
+
+class SchedulerNotFound(SchedulerError):
+    """One of the batch system's commands is not on the PATH."""
+
+
+class SchedulerUnreachable(SchedulerError):
+    """The batch system did not answer in time, or its server is away. Nothing is known; ask again later."""
+
+
+class SubmissionRejected(SchedulerError):
+    """The batch system refused a job; the same request will be refused again."""
+
+
 class Fenced(PoolError):
     """This pool was declared dead by somebody else: its token is void."""

@@ -68,8 +68,8 @@ def _usual(needs: Resources, site: Site) -> str:
 
 
 def usual_slots(site: Site, slot_cores: int) -> int:
-    """Return how many slots a pilot has that is started here and not told how many."""
-    return site.slots or max(1, len(os.sched_getaffinity(0)) // slot_cores)
+    """Return how many slots a node has for a pilot that is not told how many."""
+    return site.slots or max(1, (site.node.cores or len(os.sched_getaffinity(0))) // slot_cores)
 
 
 def _memory_here() -> int:

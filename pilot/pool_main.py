@@ -73,7 +73,7 @@ def _slot(path: str, config: dict[str, Any], rank: int) -> int:
     from pilot.store.objects import Objects
 
     settings = config["settings"]
-    host = _host(settings, rank)
+    host = _host(config, rank)
     argv = [sys.executable, "-P", "-m", "pilot.pool_main", "--child", path, str(rank), host]
     env = child_environment(os.environ, config["launch"], settings["slot_cores"])
     root = settings["root"]
@@ -81,17 +81,17 @@ def _slot(path: str, config: dict[str, Any], rank: int) -> int:
     child = Child(argv, env, Output(file), rank, host)
     child.start()
     means = Means(Objects(f"{root}/.pilot/objects"), root, file.with_suffix(".mpi.out"))
-    return run(child, settings["slots"] + 1, host, means=means)
+    return run(child, config["slots"] + 1, host, means=means)
 
 
-def _host(settings: dict[str, Any], rank: int) -> str:
+def _host(config: dict[str, Any], rank: int) -> str:
     """Return the name of this rank's node, which may be pretended to be one of several on this machine."""
     import socket
 
     from pilot.model import pretended_node
 
-    name, nodes = socket.gethostname(), settings["pretend_nodes"]
-    return name if nodes == 1 else pretended_node(name, (rank - 1) * nodes // settings["slots"])
+    name, nodes = socket.gethostname(), config["settings"]["pretend_nodes"]
+    return name if nodes == 1 else pretended_node(name, (rank - 1) * nodes // config["slots"])
 
 
 def _coordinator(config: dict[str, Any]) -> int:
@@ -115,12 +115,12 @@ def _coordinator(config: dict[str, Any]) -> int:
     told = config["settings"]
     project = load_project(Path(told["root"]))
     settings = PoolSettings(
-        pilot=told["pilot"], launch=config["launch"], site=told["site"], control=Path(config["control"]),
+        pilot=told["pilot"], launch=config["launch"], site=told["site"], job=config["job"], control=Path(config["control"]),
         spool=project.spool_folder, slot_cores=told["slot_cores"], end_at=told["end_at"], beat_s=told["beat_s"],
         ttl_s=told["ttl_s"], drain_s=told["drain_s"], stop_s=told["stop_s"], gpus=tuple(told["gpus"]),
         cpu_order=tuple(told["cpu_order"]), steps_max=told["steps_max"], one_node_steps=told["one_node_steps"],
     )  # fmt: skip
-    world = start(told["slots"] + 1)
+    world = start(config["slots"] + 1)
     signer = signing.Signer(signing.load_key(project.key_file), project.id)
     with store_of(project, start=False, select_s=PILOT_SELECT_S) as store:
         environment = capture(world.library, site=told["site"])

@@ -10,8 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from pilot import suspects
 from pilot.errors import LauncherNotFound
@@ -21,15 +23,38 @@ from pilot.settings import PilotSettings, ranks_file, recycle_file
 logger = logging.getLogger(__name__)
 
 
+class Block(NamedTuple):
+    """The nodes over which one pool runs."""
+
+    hosts: tuple[str, ...] = ()
+    """As the batch system calls them; none: this machine."""
+    job: str | None = None
+    """The batch job that they belong to."""
+    env: Mapping[str, str] = {}
+    """What the launcher needs to know of that job."""
+
+
+def host_lines(settings: PilotSettings, hosts: Sequence[str]) -> list[str]:
+    """Return the lines that tell a launcher the nodes: the first has a rank more, the coordinator."""
+    lines = []
+    for number, host in enumerate(hosts):
+        ranks = settings.slots + (number == 0)
+        line = settings.host_line.format(host=host, ranks=ranks)
+        lines += [line] * (ranks if settings.line_per_rank else 1)
+    return lines
+
+
 class PoolProcess:
     """One start of the pool's MPI program: launcher, log, control file."""
 
-    def __init__(self, settings: PilotSettings, folder: Path, number: int) -> None:
+    def __init__(self, settings: PilotSettings, block: Block, folder: Path, number: int) -> None:
         self.launch = f"{settings.pilot}.{number}"
         self.control = folder / f"pool-{number}.control"
         self.log = folder / f"pool-{number}.log"
         self._config = folder / f"pool-{number}.json"
+        self._hostfile = folder / f"pool-{number}.hosts"
         self._settings = settings
+        self._block = block
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -38,11 +63,16 @@ class PoolProcess:
         Raises:
             LauncherNotFound: the site's launcher is not there.
         """
-        s = self._settings
-        self._config.write_text(
-            json.dumps({"settings": asdict(s), "launch": self.launch, "control": str(self.control)}) + "\n"
-        )
-        program = [part.format(ranks=s.slots + 1) for part in s.launcher]
+        s, hosts = self._settings, self._block.hosts
+        slots = s.slots * max(1, len(hosts))
+        told = {
+            "settings": asdict(s), "launch": self.launch, "control": str(self.control), "slots": slots,
+            "job": self._block.job,
+        }  # fmt: skip
+        self._config.write_text(json.dumps(told) + "\n")
+        self._hostfile.write_text("".join(f"{line}\n" for line in host_lines(s, hosts)))
+        places = {"ranks": slots + 1, "nodes": max(1, len(hosts)), "hostfile": self._hostfile}
+        program = [part.format(**places) for part in s.launcher]
         here = Path(sys.executable).parent / program[0]
         found = str(here) if here.is_file() else shutil.which(program[0])
         if found is None:
@@ -51,7 +81,8 @@ class PoolProcess:
                 f"{sys.executable!r} nor on the PATH; install an MPI, e.g. pip install 'hpc-pilot[mpich]'"
             )
         argv = [found, *program[1:], sys.executable, "-P", "-m", "pilot.pool_main", str(self._config)]
-        env = {**scrubbed(os.environ), "PILOT_POOL": self.launch}
+        own = {name: value.format(**places) for name, value in s.launcher_env.items()}
+        env = {**scrubbed(os.environ), **self._block.env, **own, "PILOT_POOL": self.launch}
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True

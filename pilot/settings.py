@@ -7,11 +7,12 @@ from agent to pool; which MPI functions run in the ranks, and whether the pool w
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
+
+from pilot.model import new_token
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,19 @@ class PilotSettings:
     site: str
     launcher: tuple[str, ...]
     slots: int
+    """Of each node."""
     slot_cores: int
+    nodes: int = 1
+    batch: str = ""
+    """The batch system whose job it is; empty: it is a process group on this machine."""
+    walltime_s: float | None = None
+    """Of its batch job, from its start on; the agent works out `end_at`."""
+    host_line: str = "{host}:{ranks}"
+    """A line of the file that tells the launcher the nodes."""
+    line_per_rank: bool = False
+    """Whether that has a line for each rank instead of one for each node."""
+    launcher_env: dict[str, str] = field(default_factory=dict)
+    """Set for the launcher; ``{hostfile}`` is filled in."""
     end_at: float | None = None
     """When the pilot must be over (seconds since the epoch)."""
     beat_s: float = 2.0
@@ -62,6 +75,11 @@ class PilotSettings:
         return cls(**{**data, **lists})
 
 
+def new_pilot_id() -> str:
+    """Return an id for a pilot: short, and unlikely ever to be seen again."""
+    return f"p{new_token(6)}"
+
+
 class Wish(StrEnum):
     """What the agent asks of a pool, in its control file."""
 
@@ -80,6 +98,8 @@ class PoolSettings:
     launch: str
     """Number of this start of the pool; stands in the environment of every process of it."""
     site: str
+    job: str | None
+    """The batch job that it is part of."""
     control: Path
     spool: Path
     slot_cores: int
@@ -108,8 +128,3 @@ def ranks_file(control: Path) -> Path:
 def recycle_file(control: Path) -> Path:
     """Return where a pool says that it should be started anew, given its control file."""
     return control.with_suffix(".recycle")
-
-
-def batch_job() -> str | None:
-    """Return the id of the batch job that this process is part of; None outside of one."""
-    return os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID")

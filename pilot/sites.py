@@ -104,6 +104,40 @@ class Program(_Part):
     )
 
 
+class Launcher(_Part):
+    """How a pool, which is one MPI program, is started over a block of nodes."""
+
+    command: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _PLACES))], ...] = Field(
+        min_length=1,
+        description="command that starts the pool's ranks, which are appended: {ranks} and {nodes} are numbers, "
+        "{hostfile} has the nodes",
+    )
+    host_line: Annotated[str, AfterValidator(lambda text: _places(text, _HOST_PLACES))] = Field(
+        default="{host}:{ranks}", description="one line of the host file: {host} and the number of {ranks} there"
+    )
+    line_per_rank: bool = Field(
+        default=False, description="whether the host file has a line for each rank instead of one for each node"
+    )
+    env: dict[str, Annotated[str, AfterValidator(lambda text: _places(text, frozenset({"hostfile"})))]] = Field(
+        default_factory=dict, description="variables set for the launcher; {hostfile} is filled in"
+    )
+
+
+class Batch(_Part):
+    """How a pilot gets onto nodes."""
+
+    system: Literal["slurm", "pbs"] = Field(description="the batch system")
+    queue: str = Field(default="", description="partition or queue; absent: the batch system's default")
+    account: str = Field(default="", description="what the time is charged to; absent: the batch system's default")
+    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, frozenset({"nodes"})))], ...] = Field(
+        default=(), description="further directives; {nodes} is filled in: `--exclusive`, `-l select={nodes}:ncpus=4`"
+    )
+    modules: tuple[str, ...] = Field(default=(), description="modules to load before the agent starts")
+    setup: tuple[str, ...] = Field(default=(), description="lines of shell to run before the agent starts")
+    login_shell: bool = Field(default=False, description="whether the user's profile is read first")
+    requeue: bool = Field(default=False, description="whether the batch system may start a pilot a second time")
+
+
 class Site(_Part):
     """A machine."""
 
@@ -111,10 +145,9 @@ class Site(_Part):
     description: str = Field(description="one line for a person")
     documentation: str = Field(description="URL of the site's own documentation")
     contact: str = Field(description="who answers for this file")
-    launcher: tuple[str, ...] = Field(
-        description="command that starts one MPI program; {ranks} stands for the number of ranks", min_length=1
-    )
-    slots: int | None = Field(default=None, ge=1, description="worker slots per pilot; absent: one per core")
+    launcher: Launcher = Field(description="how pools are started")
+    batch: Batch | None = Field(default=None, description="its batch system; absent: pilots are processes here")
+    slots: int | None = Field(default=None, ge=1, description="worker slots per node; absent: as the cores allow")
     cores_per_slot: int = Field(default=1, ge=1, description="CPU cores of each slot")
     node: Node = Field(default_factory=Node, description="what one node has")
     pretend_nodes: int = Field(
@@ -142,6 +175,8 @@ class Site(_Part):
     def _default_is_there(self) -> Site:
         if self.programs and self.default_program not in self.programs:
             raise ValueError(f"default_program is {self.default_program!r}, expected one of {sorted(self.programs)}")
+        if self.batch and self.slots is None and self.node.cores is None:
+            raise ValueError("neither slots nor node.cores is given: expected one, as this is not the machine itself")
         if self.max_concurrent_steps is not None and not self.steps:
             raise ValueError(
                 f"max_concurrent_steps is {self.max_concurrent_steps}, but no flavour under 'programs' takes a step: "

@@ -73,6 +73,44 @@ class PoolState(StrEnum):
     """Declared dead by an agent or a reaper; whatever is leased under its token is reapable."""
 
 
+class JobState(StrEnum):
+    """What a batch system says of a job, in one vocabulary for all of them.
+
+    "Not listed" is none of these: whoever does not find a job in an answer knows nothing.
+    """
+
+    QUEUED = "queued"
+    """Waits for nodes. Not to be read as "will start": some wait for what never comes; see the reason."""
+    HELD = "held"
+    """Waits for a person, or for a date."""
+    REQUEUED = "requeued"
+    """Ran, and is on its way back into the queue: a new incarnation will start."""
+    CONFIGURING = "configuring"
+    """Has nodes, which are being made ready. Its script does not run yet."""
+    RUNNING = "running"
+    """Its script runs. Not to be read as "its pilot is up"."""
+    SUSPENDED = "suspended"
+    """Has nodes, but is stopped: its clocks go on, its heartbeat does not."""
+    COMPLETING = "completing"
+    """Its script has ended or is being ended; some processes may be alive."""
+    COMPLETED = "completed"
+    """Ended with exit code 0."""
+    FAILED = "failed"
+    """Ended with another exit code, or could not be started."""
+    TIMEOUT = "timeout"
+    """Ended at its time limit."""
+    CANCELLED = "cancelled"
+    """Ended, or taken out of the queue, because somebody asked."""
+    NODE_FAIL = "node_fail"
+    """Ended because a node did."""
+    OUT_OF_MEMORY = "out_of_memory"
+    """Ended at its memory limit."""
+    PREEMPTED = "preempted"
+    """Ended for a job that comes first."""
+    UNKNOWN = "unknown"
+    """The batch system used a word that is not in its manual. Never to be read as an end."""
+
+
 class Kind(StrEnum):
     """What a task is."""
 
@@ -81,6 +119,19 @@ class Kind(StrEnum):
     JOIN = "join"
     """Internal: stands for up to 1,000 parents of a wide join. Never leased, has no record."""
 
+
+OVER = frozenset(
+    {
+        JobState.COMPLETED,
+        JobState.FAILED,
+        JobState.TIMEOUT,
+        JobState.CANCELLED,
+        JobState.NODE_FAIL,
+        JobState.OUT_OF_MEMORY,
+        JobState.PREEMPTED,
+    }
+)
+"""States of batch jobs that do not run any more and will not again."""
 
 ENDED = frozenset({State.DONE, State.FAILED, State.CANCELLED})
 """States from which no pool moves a task (a person may retry `failed` and `cancelled`)."""

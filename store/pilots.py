@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
+import pymongo.errors as driver
 from bson.raw_bson import RawBSONDocument
 
 from pilot.errors import Fenced
@@ -23,30 +24,68 @@ LIVE_PILOTS = (PilotState.STARTING, PilotState.RUNNING, PilotState.DRAINING)
 # -- pilots ---------------------------------------------------------------------------------------
 
 
+@translating("write a pilot down")
+def ask_for(store: Store, pilot: str, fields: Document) -> None:
+    """Write that a pilot is asked for, before its batch system is: whatever happens then, it is known of."""
+    store.pilots.insert_one(
+        {"_id": pilot, "state": PilotState.STARTING.value, "beat": 0, "created": datetime.now(UTC), **fields}
+    )
+
+
+@translating("change a pilot's document")
+def note(store: Store, pilot: str, fields: Document) -> None:
+    """Set fields of a pilot's document."""
+    store.pilots.update_one({"_id": pilot}, {"$set": fields})
+
+
 @translating("register a pilot")
-def register(store: Store, pilot: str, fields: Document) -> None:
-    """Write the pilot's document; repeated calls overwrite it."""
-    store.pilots.replace_one(
-        {"_id": pilot}, {"beat": 0, "created": datetime.now(UTC), **fields, "_id": pilot}, upsert=True
+def register(store: Store, pilot: str, agent: str, fields: Document) -> None:
+    """Write that a pilot's agent has begun, before it starts its first pool. Repeatable.
+
+    A batch system may start a pilot a second time while the first one still runs on a node that it cannot see.
+    So this fences an earlier agent and the pools that it has started: their heartbeats find nothing any more.
+
+    Args:
+        store: the database.
+        pilot: its id.
+        agent: token of this very process.
+        fields: of the document.
+
+    Raises:
+        Fenced: the pilot was ended before it began.
+    """
+    now = datetime.now(UTC)
+    fresh = {"state": PilotState.RUNNING.value, "seen": now, **fields, "agent": agent}
+    try:
+        store.pilots.update_one(
+            {"_id": pilot, "state": {"$ne": PilotState.ENDED.value}},
+            {"$inc": {"beat": 1}, "$set": fresh, "$setOnInsert": {"created": now}},
+            upsert=True,
+        )
+    except driver.DuplicateKeyError as exc:
+        raise Fenced(f"pilot {pilot!r} was ended before it began") from exc
+    store.pools.update_many(
+        {"pilot": pilot, "state": PoolState.LIVE.value},
+        {"$set": {"state": PoolState.DEAD.value, "reason": "its pilot was started anew", "ended": now}},
     )
 
 
 @translating("report a pilot's heartbeat")
-def beat(store: Store, pilot: str, fields: Document) -> Document:
+def beat(store: Store, pilot: str, agent: str, fields: Document) -> Document:
     """Count the heartbeat up, set `fields`, and return the document (``drain`` tells what is asked of it).
 
     A pilot that was taken for lost is back by it; one that has written its end is not.
 
     Raises:
-        Fenced: it is not in the store, or has ended.
+        Fenced: it is not in the store, has ended, or has another agent by now.
     """
     found: Document | None = store.pilots.find_one_and_update(
-        {"_id": pilot, "state": {"$ne": PilotState.ENDED.value}},
+        {"_id": pilot, "agent": agent, "state": {"$ne": PilotState.ENDED.value}},
         {"$inc": {"beat": 1}, "$set": {**fields, "seen": datetime.now(UTC)}},
         return_document=True,
     )
     if found is None:
-        raise Fenced(f"pilot {pilot!r} is no longer in the store")
+        raise Fenced(f"pilot {pilot!r} is no longer in the store, or was started anew")
     return found
 
 
@@ -67,10 +106,11 @@ def drain(store: Store, pilots: Iterable[str], now: bool = False) -> int:
 
 
 @translating("write a pilot's end")
-def end(store: Store, pilot: str, state: PilotState, reason: str) -> None:
-    """Write how a pilot ended, unless that has been written already."""
+def end(store: Store, pilot: str, state: PilotState, reason: str, agent: str | None = None) -> None:
+    """Write how a pilot ended, unless that has been written already, or (with `agent`) it has another agent by now."""
+    mine = {} if agent is None else {"agent": agent}
     store.pilots.update_one(
-        {"_id": pilot, "state": {"$in": [s.value for s in LIVE_PILOTS]}},
+        {"_id": pilot, "state": {"$in": [s.value for s in LIVE_PILOTS]}, **mine},
         {"$set": {"state": state.value, "reason": reason, "ended": datetime.now(UTC)}},
     )
 

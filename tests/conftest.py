@@ -42,7 +42,15 @@ def _pw() -> str:
     return "" if shutil.which("pw.x") else "Quantum ESPRESSO's pw.x is not on the PATH (Debian: quantum-espresso)"
 
 
-SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw}
+def _slurm() -> str:
+    if os.geteuid() != 0:
+        return "only root can bring up a cluster on this machine"
+    return (
+        "" if os.environ.get("CI") or os.environ.get("PILOT_TEST_SLURM") else "set PILOT_TEST_SLURM=1 to bring one up"
+    )
+
+
+SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm}
 """For each service a function that says why it is missing; an empty string if it is there."""
 
 

@@ -22,10 +22,9 @@ import psutil
 
 import pilot
 from pilot import signing
-from pilot.agent import new_pilot_id
 from pilot.config import ProjectConfig, create_project
 from pilot.model import official_record
-from pilot.settings import PilotSettings
+from pilot.settings import PilotSettings, new_pilot_id
 from pilot.states import GOOD, State
 from pilot.store import access, invariants, mongod
 from pilot.store.local import LocalServer

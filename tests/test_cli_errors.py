@@ -299,8 +299,8 @@ def test_a_pilot_that_is_not_heard_of(call: Call, own: Path) -> None:
     call("submit", "--", "true")
     long_ago = datetime.now(UTC) - timedelta(seconds=90)
     with store_of(load_project(own)) as store:
-        fields = {"site": "cluster", "host": "elsewhere", "pid": 1, "slots": 4, "state": "running", "ttl_s": 30.0}
-        pilots.register(store, "pgone01", {**fields, "started": long_ago, "seen": long_ago})
+        fields = {"site": "cluster", "host": "elsewhere", "pid": 1, "slots": 4, "ttl_s": 30.0}
+        pilots.register(store, "pgone01", "agent", {**fields, "started": long_ago, "seen": long_ago})
     assert re.search(r"^pgone01 +silent", call("pilots").out, re.MULTILINE)
     assert "pilot pgone01 on elsewhere has not been heard of for 2 min" in call("status").out
     doctor = call("doctor")

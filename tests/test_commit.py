@@ -44,7 +44,7 @@ class Half:
         self.store = store
         self.root = root
         self.errors: list[BaseException] = []
-        pilots.register(store, "pilot", {"state": "running"})
+        pilots.register(store, "pilot", "agent", {})
         pilots.open_pool(store, TOKEN, "pilot", {})
         preparer: Any = Anything()
         layout = Layout.from_document({"slots": 2})
@@ -60,7 +60,7 @@ class Half:
     def tick(self) -> bool:
         """Be the main loop and the agent for a moment."""
         self.leaser.ticked = time.monotonic()
-        pilots.beat(self.store, "pilot", {})
+        pilots.beat(self.store, "pilot", "agent", {})
         return True
 
     def take(self, count: int) -> list[Held]:

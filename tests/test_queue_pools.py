@@ -66,21 +66,40 @@ def test_a_frozen_pool_that_leases_after_its_death_is_reaped_again(store: Store,
 
 def test_pilots_are_registered_asked_and_ended(store: Store) -> None:
     with pytest.raises(Fenced, match="p1"):
-        pilots.beat(store, "p1", {})
-    pilots.register(store, "p1", {"state": "running"})
-    pilots.register(store, "p1", {"state": "running"})
-    assert pilots.beat(store, "p1", {"state": "running"}).get("drain") is None
-    assert pilots.pilot_beats(store) == {"p1": 1}
+        pilots.beat(store, "p1", "a", {})
+    pilots.register(store, "p1", "a", {})
+    pilots.register(store, "p1", "a", {})
+    assert pilots.beat(store, "p1", "a", {"state": "running"}).get("drain") is None
+    assert pilots.pilot_beats(store) == {"p1": 3}
     assert pilots.drain(store, ["p1", "p2"]) == 1
-    assert pilots.beat(store, "p1", {"state": "draining"})["drain"] == "drain"
+    assert pilots.beat(store, "p1", "a", {"state": "draining"})["drain"] == "drain"
     pilots.drain(store, ["p1"], now=True)
-    assert pilots.beat(store, "p1", {})["drain"] == "now"
+    assert pilots.beat(store, "p1", "a", {})["drain"] == "now"
     repeated(store, lambda: pilots.end(store, "p1", PilotState.ENDED, "asked"))
     untouched(store, lambda: pilots.end(store, "p1", PilotState.LOST, "too late"))
     assert pilots.drain(store, ["p1"]) == 0
     assert pilots.pilot_beats(store) == {}
     assert pilots.listing(store, live_only=True) == []
     assert pilots.listing(store)[0]["reason"] == "asked"
+    with pytest.raises(Fenced, match="was ended before it began"):
+        pilots.register(store, "p1", "b", {})
+
+
+def test_a_pilot_that_is_started_twice(store: Store) -> None:
+    """A batch system requeues a job whose first incarnation still runs on a node that it cannot reach."""
+    pilots.ask_for(store, "p1", {"site": "s"})
+    assert pilots.pilot_beats(store) == {}  # nobody is to be missed yet
+    pilots.register(store, "p1", "first", {"host": "n1"})
+    pilots.open_pool(store, "tok1", "p1", {"launch": "p1.1"})
+    pilots.register(store, "p1", "second", {"host": "n2"})
+    assert pilots.pools(store, "p1") == []
+    with pytest.raises(Fenced):
+        pilots.beat_pool(store, "tok1", {})
+    with pytest.raises(Fenced, match="was started anew"):
+        pilots.beat(store, "p1", "first", {})
+    untouched(store, lambda: pilots.end(store, "p1", PilotState.ENDED, "old", "first"))
+    assert pilots.beat(store, "p1", "second", {})["host"] == "n2"
+    repeated(store, lambda: pilots.end(store, "p1", PilotState.ENDED, "new", "second"))
 
 
 # -- reading ----------------------------------------------------------------------------------------

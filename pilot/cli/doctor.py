@@ -217,7 +217,7 @@ _PROBE = (
 
 def _mpi(patient: _Patient) -> Iterator[Line]:
     """Start two ranks as a pool is started: singletons are the most usual thing to go wrong."""
-    launcher = load_site("local").launcher
+    launcher = load_site("local").launcher.command
     beside = Path(sys.executable).parent / launcher[0]
     program = str(beside) if beside.is_file() else shutil.which(launcher[0])
     install = "pip install 'hpc-pilot[mpich]', or load the machine's MPI module"

@@ -11,7 +11,7 @@ from pilot.cli import queries, text
 from pilot.explain import NAMED, Attempt, Facts, Other, Pilot
 from pilot.layout import Layout
 from pilot.model import record_id
-from pilot.states import ENDED, Kind, State
+from pilot.states import ENDED, Kind, PilotState, State
 from pilot.store import pilots, provenance, tasks
 from pilot.store.mongo import Store
 
@@ -61,13 +61,15 @@ def up(store: Store, now: datetime) -> list[Pilot]:
         pools.setdefault(pool["pilot"], []).append(pool)
     found = []
     for doc in pilots.listing(store, live_only=True):
+        if doc["state"] == PilotState.STARTING:
+            continue
         mine = pools.get(doc["_id"], [])
         left_s = None if doc.get("end_at") is None else (doc["end_at"] - now).total_seconds()
         found.append(
             Pilot(
                 doc["_id"], doc.get("host", "?"), sum(p.get("slots", 0) for p in mine), doc.get("slot_cores", 1),
                 sum(p.get("busy", 0) for p in mine),
-                max(0.0, (now - (doc.get("seen") or doc["started"])).total_seconds()), left_s,
+                max(0.0, (now - (doc.get("seen") or doc["created"])).total_seconds()), left_s,
                 bool(doc.get("drain")) or doc["state"] == "draining",
                 [Layout.from_document(pool) for pool in mine if pool.get("slots")],
             )

@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from pilot.errors import InvalidInput
+from pilot.errors import InvalidInput, SchedulerError
 from pilot.executors.batch import local
+from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.run.orphans import find_orphans, kill_orphans
+from pilot.fates import Fate, fate
 from pilot.states import PilotState, PoolState
 from pilot.store import pilots
 from pilot.store.mongo import Store
@@ -46,7 +48,13 @@ class View:
     drain: str | None
     """What `pilot down` asked: `drain` or `now`."""
     reason: str
+    """Why it ended, or why it does not work yet."""
     folder: str
+    batch: str = ""
+    """Its batch system; empty: it is a process group on its host."""
+    job: str | None = None
+    """Its batch job."""
+    nodes: int = 1
 
     @property
     def live(self) -> bool:
@@ -58,21 +66,64 @@ class View:
         return asdict(self)
 
 
-def look(store: Store, now: datetime, live_only: bool = False, limit: int = 100) -> list[View]:
-    """Return pilots, newest first."""
+def look(store: Store, now: datetime, live_only: bool = False, limit: int = 100, ask: bool = True) -> list[View]:
+    """Return pilots, newest first.
+
+    Args:
+        store: the database.
+        now: the time.
+        live_only: those that have not ended.
+        limit: at most so many.
+        ask: the batch systems too, about pilots that do not report.
+    """
     docs = pilots.listing(store, live_only=live_only, limit=limit)
+    fates = _fates(store, docs, now) if ask else {}
+    if any(found.lost for found in fates.values()):
+        docs = pilots.listing(store, live_only=live_only, limit=limit)
     pools: dict[str, list[Document]] = defaultdict(list)
     if any(doc["state"] in LIVE for doc in docs):
         for pool in pilots.pools(store):
             pools[pool["pilot"]].append(pool)
-    return [_view(doc, pools[doc["_id"]], now) for doc in docs]
+    return [_view(doc, pools[doc["_id"]], now, fates.get(doc["_id"])) for doc in docs]
 
 
-def _view(doc: Document, pools: Sequence[Document], now: datetime) -> View:
-    seen: datetime = doc.get("seen") or doc["started"]
+def _fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fate]:
+    """Conclude what has become of pilots that are batch jobs and do not report, and write down which are lost.
+
+    Each batch system is asked once. If it does not answer, that is what is told of them.
+    """
+    asked: dict[str, list[Document]] = defaultdict(list)
+    for doc in docs:
+        if doc["state"] in LIVE and doc.get("batch") and doc.get("job") and _silent_s(doc, now) > 0:
+            asked[doc["batch"]].append(doc)
+    fates = {}
+    for system, some in asked.items():
+        try:
+            jobs = Scheduler(system_of(system)).look([doc["job"] for doc in some])
+        except SchedulerError as exc:
+            fates.update({doc["_id"]: Fate(False, str(exc)) for doc in some})
+            continue
+        for doc in some:
+            since_s = (now - doc.get("submitted", doc["created"])).total_seconds()
+            state, ttl_s = PilotState(doc["state"]), doc.get("ttl_s", 30.0)
+            found = fates[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, jobs.get(doc["job"]), since_s)
+            if found.lost:
+                pilots.end(store, doc["_id"], PilotState.LOST, found.words)
+    return fates
+
+
+def _silent_s(doc: Document, now: datetime) -> float:
+    """Return for how long a pilot has been silent beyond its time-to-live; one that is starting, since it was made."""
+    seen: datetime = doc.get("seen") or doc["created"]
+    allowed = 0.0 if doc["state"] == PilotState.STARTING else doc.get("ttl_s", 30.0)
+    return float((now - seen).total_seconds()) - allowed
+
+
+def _view(doc: Document, pools: Sequence[Document], now: datetime, found: Fate | None) -> View:
+    seen: datetime = doc.get("seen") or doc["created"]
     heartbeat_s = max(0.0, (now - seen).total_seconds()) if doc["state"] in LIVE else None
     state = str(doc["state"])
-    if heartbeat_s is not None:
+    if heartbeat_s is not None and state != PilotState.STARTING:
         if process_gone(doc):
             state = "dead"
         elif heartbeat_s > doc.get("ttl_s", 30.0):
@@ -81,14 +132,15 @@ def _view(doc: Document, pools: Sequence[Document], now: datetime) -> View:
         doc["_id"], state, doc.get("site", ""), doc.get("host", ""), doc.get("pid", 0), doc.get("slots", 0),
         doc.get("slot_cores", 1), sum(pool.get("slots", 0) for pool in pools),
         sum(pool.get("busy", 0) for pool in pools), sum(pool.get("rate", 0.0) for pool in pools), heartbeat_s,
-        doc["started"], doc.get("end_at"), doc.get("ended"), doc.get("drain"), doc.get("reason", ""),
-        doc.get("folder", ""),
+        doc.get("started") or doc["created"], doc.get("end_at"), doc.get("ended"), doc.get("drain"),
+        doc.get("reason", "") or (found.words if found else ""), doc.get("folder", ""), doc.get("batch", ""), doc.get("job"),
+        doc.get("nodes", 1),
     )  # fmt: skip
 
 
 def process_gone(doc: Document) -> bool:
     """Whether a pilot's agent ran on this machine and certainly runs no more."""
-    if doc.get("host") != socket.gethostname():
+    if doc.get("host") != socket.gethostname() or doc.get("batch"):  # its number may be one of another machine's
         return False
     return agent_start(doc) is None
 
@@ -142,8 +194,27 @@ def bury(store: Store, view: View, now: bool) -> int:
     return left
 
 
+def cancel(store: Store, views: Sequence[View]) -> None:
+    """Take pilots that are batch jobs away from their batch systems, in whatever state they are.
+
+    Raises:
+        SchedulerError: one does not answer, or refuses to.
+    """
+    asked: dict[str, list[str]] = defaultdict(list)
+    for view in views:
+        if view.state == PilotState.STARTING:  # first, so that none begins that its batch system lets go just now
+            pilots.end(store, view.id, PilotState.ENDED, "cancelled while it was in the queue")
+        if view.batch and view.job:
+            asked[view.batch].append(view.job)
+    for system, jobs in asked.items():
+        Scheduler(system_of(system)).cancel(jobs)
+
+
 def kill(store: Store, view: View) -> bool:
     """End a pilot of this machine and every process of its pools at once; False if it is not of this machine."""
+    if view.batch:
+        cancel(store, [view])
+        return True
     if view.host != socket.gethostname():
         return False
     started = agent_start({"pid": view.pid, "started": view.started})

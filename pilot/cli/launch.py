@@ -10,14 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pilot import signing
-from pilot.agent import new_pilot_id
+from pilot.allocation import agent_argv, pilot_settings
 from pilot.config import ProjectConfig, load_site
 from pilot.errors import PilotDied
 from pilot.executors.batch import local
 from pilot.executors.run.orphans import kill_orphans
-from pilot.offers import usual_slots
-from pilot.settings import PilotSettings
-from pilot.sites import launchers
 from pilot.store import pilots
 from pilot.store.mongo import Store
 
@@ -99,27 +96,15 @@ def start(
         ProjectError: the project's key is missing or open to others.
     """
     signing.load_key(config.key_file)  # else its agent would find out, and be asked for its last words
-    machine = load_site(site or config.site)
-    slot_cores = slot_cores or machine.cores_per_slot
-    slots = slots or usual_slots(machine, slot_cores)
-    pilot = new_pilot_id()
-    folder = config.pilot_folder(pilot)
-    folder.mkdir(parents=True, mode=0o700)
-    settings = PilotSettings(
-        str(config.root), pilot, machine.name, machine.launcher, slots, slot_cores, idle_s=idle_s,
-        pretend_nodes=machine.pretend_nodes, gpus=machine.node.gpu_ids, cpu_order=machine.node.cpu_order or (),
-        steps_max=machine.max_concurrent_steps, one_node_steps="always" in machine.steps, launchers=launchers(machine),
-    )  # fmt: skip
-    if walltime_s is not None:  # a short one leaves no time for the usual margins
-        settings = replace(
-            settings, end_at=time.time() + walltime_s, drain_s=min(settings.drain_s, walltime_s / 4),
-            stop_s=min(settings.stop_s, walltime_s / 8),
-        )  # fmt: skip
-    path = folder / "settings.json"
-    settings.write(path)
-    pid = local.start([sys.executable, "-P", "-m", "pilot.agent", str(path)], folder / "agent.out", os.environ)
+    settings = pilot_settings(config, load_site(site or config.site), slots, slot_cores, walltime_s, idle_s)
+    if walltime_s is not None:
+        settings = replace(settings, end_at=time.time() + walltime_s)
+    argv, folder = agent_argv(config, settings), config.pilot_folder(settings.pilot)
+    pid = local.start(argv, folder / "agent.out", os.environ)
     started = local.started_at(pid)
-    return Local(pilot, pid, 0.0 if started is None else started, folder, slots, slot_cores)
+    return Local(
+        settings.pilot, pid, 0.0 if started is None else started, folder, settings.slots, settings.slot_cores
+    )  # fmt: skip
 
 
 def await_up(store: Store, pilot: Local, deadline_s: float = UP_S, stopped: Callable[[], bool] = lambda: False) -> bool:

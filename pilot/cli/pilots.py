@@ -5,43 +5,65 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
+from pilot import allocation
 from pilot.cli import fleet, launch, text
 from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell, waiting
 from pilot.cli.completion import pilots as complete_pilots
+from pilot.config import load_site
 from pilot.errors import PilotDied
+from pilot.settings import PilotSettings
+from pilot.states import PilotState
 from pilot.store import pilots as store_pilots
 from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+_ASK_S = 10.0
+"""How often a batch system is asked while somebody waits."""
 _WIDE = 100
 """Columns of a terminal that has room for everything."""
 
 
 @click.command(cls=Command)
-@click.option("--slots", type=click.IntRange(1), metavar="N", help="Worker slots; default: as many as cores allow.")
+@click.option("--slots", type=click.IntRange(1), metavar="N", help="Worker slots per node; default: as cores allow.")
 @click.option("--cores-per-slot", type=click.IntRange(1), metavar="N", help="Cores of each slot; default: 1.")
 @click.option("--walltime", callback=duration, metavar="T", help='End after so long: "90s", "30m", "2h".')
 @click.option("--idle", callback=duration, metavar="T", help="End after so long without work.")
 @click.option("--site", help="Which machine it is, or a site file; default: the project's.")
+@click.option("--nodes", type=click.IntRange(1), metavar="N", help="Nodes, where there is a batch system; default: 1.")
+@click.option("--queue", metavar="Q", help="Partition or queue; default: the site file's.")
+@click.option("--account", metavar="A", help="What it is charged to; default: the site file's.")
 @click.option(
     "--timeout", callback=duration, metavar="T", default="60s", show_default=True, help="Give up after so long."
 )
 @json_option
 def up(
     slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None, site: str | None,
-    timeout: float, as_json: bool,
+    nodes: int | None, queue: str | None, account: str | None, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
-    """Start a pilot on this machine and return when it takes work.
+    """Start a pilot: on this machine, or where its site has a batch system.
 
-    It stays until `pilot down`, its --walltime or --idle.
+    On this machine the command returns when the pilot takes work; with a batch system, when that has taken the
+    job. It stays until `pilot down`, its --walltime or --idle.
     """
     with opened() as project:
+        machine = load_site(site or project.config.site)
+        if machine.batch is not None:
+            settings = allocation.pilot_settings(project.config, machine, slots, cores_per_slot, walltime, idle)
+            settings = replace(settings, nodes=nodes or 1)
+            job = allocation.submit(project.store, project.config, machine, settings, queue or "", account or "")
+            _say_queued(settings, job, as_json)
+            return
+        if nodes or queue or account:
+            raise click.UsageError(
+                f"site {machine.name!r} has no batch system: --nodes, --queue, --account mean nothing"
+            )
         pilot = launch.start(
             project.config, site=site, slots=slots, slot_cores=cores_per_slot, walltime_s=walltime, idle_s=idle
         )
@@ -63,6 +85,23 @@ def up(
     out = console()
     out.print(f"pilot [bold]{pilot.id}[/] is up: {text.count(pilot.slots, 'slot')}{each}{until}")
     out.print("[dim]`pilot status` shows what it does, `pilot down` ends it[/]")
+
+
+def _say_queued(settings: PilotSettings, job: str, as_json: bool) -> None:
+    each, nodes = settings.slots, settings.nodes
+    if as_json:
+        emit(
+            {"pilot": settings.pilot, "job": job, "nodes": nodes, "slots": each * nodes,
+             "cores_per_slot": settings.slot_cores}
+        )  # fmt: skip
+        return
+    out = console()
+    size = f"{text.count(nodes, 'node')} with {text.count(each, 'slot')}{' each' if nodes > 1 else ''}"
+    out.print(
+        f"pilot [bold]{settings.pilot}[/] is in the queue as job {escaped(job)}: {size}, "
+        f"for {text.span(settings.walltime_s or 0)}"
+    )
+    out.print("[dim]`pilot pilots` shows what it waits for, `pilot down` takes it back[/]")
 
 
 def quote(pilot: launch.Local) -> None:
@@ -99,6 +138,7 @@ def down(names: tuple[str, ...], at_once: bool, timeout: float) -> int:
             if not names:
                 click.echo("no pilot is up")
             return 0
+        fleet.cancel(store, [view for view in views if view.state == PilotState.STARTING and view.batch])
         store_pilots.drain(store, wanted, now=at_once)
         left = _await_end(store, wanted, at_once, timeout)
         if at_once:
@@ -113,10 +153,14 @@ def _await_end(store: Store, wanted: set[str], at_once: bool, timeout_s: float) 
     """Wait for pilots to end, and bury those whose agents have died here; return those that are left."""
     deadline = time.monotonic() + timeout_s
     left = set(wanted)
+    asked = -_ASK_S
     pools_of: dict[str, fleet.View] = {}
     with waiting(f"waiting for {', '.join(sorted(left))} to end"):
         while True:
-            views = {view.id: view for view in fleet.look(store, now(), limit=1000) if view.id in wanted}
+            ask = time.monotonic() - asked >= _ASK_S
+            asked = time.monotonic() if ask else asked
+            there = fleet.look(store, now(), limit=1000, ask=ask)
+            views = {view.id: view for view in there if view.id in wanted}
             for name in sorted(left):
                 view = views.get(name)
                 if view is not None and view.state == "dead":
@@ -172,7 +216,7 @@ def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = Fals
     moment = now()
     wide = out.width >= _WIDE
     columns = ["pilot", "state", *(["site"] if wide else []), "host", "slots", "busy", "rate", "heartbeat"]
-    columns += [*(["started"] if wide else []), "ends", *(["why it ended"] if reasons else [])]
+    columns += [*(["started"] if wide else []), "ends", *(["why"] if reasons else [])]
     rows = Rows(*columns, right=("slots", "busy"))
     for view in views:
         live = view.live or view.state in ("silent", "dead")
@@ -180,14 +224,14 @@ def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = Fals
             "pilot": f"[bold]{view.id}[/]",
             "state": state(view),
             "site": escaped(view.site),
-            "host": escaped(text.line(view.host, 24)),
+            "host": escaped(text.line(view.host, 24)) + (f" +{view.nodes - 1}" if view.nodes > 1 else ""),
             "slots": str(view.slots) + (f" × {view.slot_cores}" if view.slot_cores > 1 else ""),
             "busy": str(view.busy) if live else "",
             "rate": text.rate(view.rate) if live and view.rate else "",
             "heartbeat": heartbeat(view),
             "started": f"{text.age(view.started, moment)} ago",
             "ends": ends(view),
-            "why it ended": escaped(text.line(view.reason, 200)),
+            "why": escaped(text.line(view.reason, 200)),
         }
         rows.add(*(cells[column] for column in columns))
     rows.print(out)
@@ -202,7 +246,7 @@ def state(view: fleet.View) -> str:
 
 def heartbeat(view: fleet.View) -> str:
     """Return how old its last sign of life is; red if that is too old."""
-    if view.heartbeat_s is None:
+    if view.heartbeat_s is None or view.state == PilotState.STARTING:
         return ""
     old = f"{text.span(max(1.0, view.heartbeat_s))} ago"
     return f"[red]{old}[/]" if view.state in ("silent", "dead") else old

@@ -1,0 +1,140 @@
+"""A batch system at work: submit a script, look at jobs, cancel them. The thin part that runs commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from pilot.errors import ConfigError, SchedulerError, SubmissionRejected
+from pilot.executors.batch import pbs, slurm
+from pilot.executors.batch.command import DEADLINE_S, Said, ask
+from pilot.executors.batch.jobs import Job, Jobs, Own, Request
+
+log = logging.getLogger(__name__)
+
+
+class System(Protocol):
+    """What a module that speaks a batch system's language has. All of it is pure."""
+
+    NAME: str
+    UNREACHABLE: re.Pattern[str]
+    GONE: re.Pattern[str]
+    KEPT: Sequence[str]
+
+    def directives(self, request: Request) -> list[str]: ...  # noqa: D102
+    def submit_argv(self, script: str) -> list[str]: ...  # noqa: D102
+    def submitted(self, said: Said) -> str | None: ...  # noqa: D102
+    def status_argv(self, ids: Sequence[str], user: int) -> list[str]: ...  # noqa: D102
+    def answered(self, said: Said) -> bool: ...  # noqa: D102
+    def status(self, said: Said) -> dict[str, Job]: ...  # noqa: D102
+    def accounting_argv(self, ids: Iterable[str]) -> list[str]: ...  # noqa: D102
+    def accounting(self, said: Said) -> dict[str, Job]: ...  # noqa: D102
+    def cancel_argv(self, ids: Iterable[str]) -> list[str]: ...  # noqa: D102
+    def own(self, env: Mapping[str, str]) -> Own | None: ...  # noqa: D102
+
+
+SYSTEMS: Mapping[str, System] = {"slurm": slurm, "pbs": pbs}
+"""By the word of the site file."""
+
+
+def system_of(name: str) -> System:
+    """Return the batch system of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        return SYSTEMS[name]
+    except KeyError:
+        raise ConfigError(f"no batch system {name!r}; there are: {', '.join(SYSTEMS)}") from None
+
+
+class Scheduler:
+    """A site's batch system.
+
+    Args:
+        system: its language.
+        deadline_s: when one of its commands is killed.
+    """
+
+    def __init__(self, system: System, deadline_s: float = DEADLINE_S) -> None:
+        self._system = system
+        self._deadline_s = deadline_s
+
+    def submit(self, script: Path) -> str:
+        """Submit a script and return the job's id; the folder of the script is where its output goes.
+
+        Raises:
+            SubmissionRejected: with the batch system's own words.
+            SchedulerUnreachable: it did not answer. The job may be queued all the same: look for it by its name.
+            SchedulerNotFound: the command is not there.
+        """
+        said = self._ask(self._system.submit_argv(script.name), script.parent)
+        job = self._system.submitted(said)
+        if job is None:
+            words = said.words or f"exit code {said.code}, and nothing else"
+            raise SubmissionRejected(f"{self._system.NAME} refused the job of {str(script)!r}: {words}")
+        return job
+
+    def look(self, ids: Collection[str]) -> Jobs:
+        """Return what is known of jobs, by one call for all of them, and one more for those that are over.
+
+        Raises:
+            SchedulerUnreachable: it did not answer: nothing is known of any.
+            SchedulerError: it refused to.
+        """
+        wanted = sorted(ids)
+        if not wanted:
+            return {}
+        said = self._ask(self._system.status_argv(wanted, os.getuid()))
+        if not self._system.answered(said):
+            raise SchedulerError(f"{self._system.NAME} does not tell of jobs: {said.words}")
+        found = self._system.status(said)
+        found = {job: found[job] for job in wanted if job in found}
+        return found | self._over([job for job in wanted if job not in found])
+
+    def cancel(self, ids: Iterable[str]) -> None:
+        """End jobs, or take them out of the queue; of those that are over nothing is said.
+
+        Raises:
+            SchedulerUnreachable: it did not answer.
+            SchedulerError: it refused to.
+        """
+        wanted = list(ids)
+        said = self._ask(self._system.cancel_argv(wanted)) if wanted else Said(0, "", "")
+        wrong = [line for line in said.err.splitlines() if line.strip() and not self._system.GONE.search(line)]
+        if said.code and wrong:
+            raise SchedulerError(f"{self._system.NAME} does not cancel jobs {', '.join(wanted)}: {' / '.join(wrong)}")
+
+    def hosts(self, own: Own) -> tuple[str, ...]:
+        """Return the nodes of the job that this process is part of, each once, in the batch system's order.
+
+        Raises:
+            SchedulerError: they cannot be found out.
+        """
+        said = self._ask(own.hosts_argv)
+        hosts = tuple(dict.fromkeys(line.strip() for line in said.out.splitlines() if line.strip()))
+        if said.code or not hosts:
+            raise SchedulerError(f"cannot find out the nodes of job {own.id}: {said.words or 'none are named'}")
+        return hosts
+
+    def _over(self, ids: Sequence[str]) -> Jobs:
+        """Ask the accounting for jobs that are not in the queue; without it nothing is known of them."""
+        argv = self._system.accounting_argv(ids) if ids else []
+        if not argv:
+            return {}
+        try:
+            said = self._ask(argv)
+        except SchedulerError as exc:
+            log.warning("cannot ask the accounting for jobs %s: %s", ", ".join(ids), exc)
+            return {}
+        if said.code:
+            log.info("the accounting does not tell of jobs %s: %s", ", ".join(ids), said.words)
+        return self._system.accounting(said)
+
+    def _ask(self, argv: Sequence[str], cwd: Path | None = None) -> Said:
+        return ask(argv, self._system.UNREACHABLE, cwd=cwd, deadline_s=self._deadline_s)

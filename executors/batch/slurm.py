@@ -1,0 +1,194 @@
+"""Slurm: from values to its commands, and from what these print to values. Pure; nothing here runs a command.
+
+Words and options are those of sbatch(1), squeue(1), sacct(1) and scancel(1), Slurm 22.05 to 24.11.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+
+from pilot.executors.batch.command import Said
+from pilot.executors.batch.jobs import Job, Own, Request
+from pilot.executors.batch.script import clock, directive
+from pilot.states import JobState
+
+log = logging.getLogger(__name__)
+
+NAME = "Slurm"
+
+UNREACHABLE = re.compile(
+    r"Unable to contact slurm controller|Socket timed out|Connection refused|Connection timed out|"
+    r"Zero Bytes were transmitted|Unable to connect to database|persistent connection|slurmdbd.*(?:down|refused)|"
+    r"Transport endpoint is not connected|Unexpected message received|Slurm controller not responding|"
+    r"Primary and secondary controllers? (?:are )?not responding|DNS SRV lookup failed",
+    re.IGNORECASE,
+)
+"""What its commands say when controller or database are away."""
+
+# squeue(1) "JOB STATE CODES", and of sacct(1) those that squeue does not have.
+STATES: Mapping[str, JobState] = {
+    "BOOT_FAIL": JobState.NODE_FAIL,
+    "CANCELLED": JobState.CANCELLED,
+    "COMPLETED": JobState.COMPLETED,
+    "COMPLETING": JobState.COMPLETING,
+    "CONFIGURING": JobState.CONFIGURING,
+    "DEADLINE": JobState.TIMEOUT,
+    "EXPEDITING": JobState.QUEUED,
+    "FAILED": JobState.FAILED,
+    "LAUNCH_FAILED": JobState.FAILED,
+    "NODE_FAIL": JobState.NODE_FAIL,
+    "OUT_OF_MEMORY": JobState.OUT_OF_MEMORY,
+    "PENDING": JobState.QUEUED,
+    "POWER_UP_NODE": JobState.CONFIGURING,
+    "PREEMPTED": JobState.PREEMPTED,
+    "RECONFIG_FAIL": JobState.NODE_FAIL,
+    "REQUEUED": JobState.REQUEUED,
+    "REQUEUE_FED": JobState.REQUEUED,
+    "REQUEUE_HOLD": JobState.HELD,
+    "RESIZING": JobState.RUNNING,
+    "RESV_DEL_HOLD": JobState.HELD,
+    "REVOKED": JobState.CANCELLED,
+    "RUNNING": JobState.RUNNING,
+    "SIGNALING": JobState.RUNNING,
+    "SPECIAL_EXIT": JobState.HELD,
+    "STAGE_OUT": JobState.COMPLETING,
+    "STOPPED": JobState.SUSPENDED,
+    "SUSPENDED": JobState.SUSPENDED,
+    "TIMEOUT": JobState.TIMEOUT,
+    "UPDATE_DB": JobState.COMPLETING,
+}
+
+KEPT = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTERS")
+"""What `srun` needs to know of its job, and of the many variables nothing else."""
+
+GONE = re.compile(r"Invalid job id specified|already completing or completed")
+"""What scancel says of a job that is over."""
+
+_HELD = frozenset({"JobHeldUser", "JobHeldAdmin", "BeginTime"})
+"""Reasons of pending jobs that wait for a person or a date; a requeued one waits for `BeginTime` too."""
+
+_FIELDS = "%i|%T|%S|%N|%r"
+_ACCOUNTED = "JobIDRaw,State,ExitCode,Start,NodeList,Reason"
+
+
+def directives(request: Request) -> list[str]:
+    """Return the ``#SBATCH`` lines of a pilot's script.
+
+    Output goes to ``job.out`` in the directory in which `sbatch` runs: no path has to be quoted, and a job that is
+    started again appends.
+
+    Raises:
+        InvalidInput: a value cannot stand in a directive.
+    """
+    options = [
+        f"--job-name={request.name}",
+        f"--nodes={request.nodes}",
+        f"--time={clock(request.walltime_s)}",
+        "--output=job.out",
+        "--open-mode=append",
+        "--requeue" if request.requeue else "--no-requeue",
+    ]
+    if request.warn_s:
+        options.append(f"--signal=B:USR1@{request.warn_s}")  # to the script only, which is the agent by then
+    if request.smaller:
+        options.append("--no-kill")
+    if request.queue:
+        options.append(f"--partition={request.queue}")
+    if request.account:
+        options.append(f"--account={request.account}")
+    return [directive("#SBATCH", option) for option in (*options, *request.options)]
+
+
+def submit_argv(script: str) -> list[str]:
+    """Return the command that submits a script."""
+    return ["sbatch", "--parsable", script]
+
+
+def submitted(said: Said) -> str | None:
+    """Return the id of a job that was submitted; None if none was."""
+    match = re.match(r"(\d+)(;\S+)?\s*$", said.out)
+    return match[1] if match and not said.code else None
+
+
+def status_argv(ids: Sequence[str], user: int) -> list[str]:
+    """Return the command that tells of a user's jobs: all at once, for a single unknown id makes others fail."""
+    return ["squeue", "--noheader", "--states=all", f"--user={user}", f"--format={_FIELDS}"]
+
+
+def status(said: Said) -> dict[str, Job]:
+    """Read what the command of `status_argv` printed; lines that are none of a job are left out."""
+    found = {}
+    for job, word, starts, hosts, reason in _rows(said.out, 5):
+        state = _state(word, job)
+        if state is JobState.QUEUED and reason in _HELD:
+            state = JobState.HELD
+        found[job] = Job(job, state, word, "" if reason == "None" else reason, hosts=hosts, starts=_time(starts))
+    return found
+
+
+def answered(said: Said) -> bool:
+    """Return whether squeue's answer holds."""
+    return said.code == 0
+
+
+def accounting_argv(ids: Iterable[str]) -> list[str]:
+    """Return the command that tells of jobs which are not in the queue any more."""
+    return ["sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={','.join(ids)}", f"--format={_ACCOUNTED}"]
+
+
+def accounting(said: Said) -> dict[str, Job]:
+    """Read what the command of `accounting_argv` printed."""
+    found = {}
+    for job, words, exit_code, starts, hosts, reason in _rows(said.out, 6):
+        word = words.partition(" ")[0]  # "CANCELLED by 1000"
+        code, _, number = exit_code.partition(":")
+        found[job] = Job(
+            job, _state(word, job), words, "" if reason == "None" else reason,
+            int(code) if code.isdecimal() else None, int(number) if number.isdecimal() else 0,
+            "" if hosts == "None assigned" else hosts, _time(starts),
+        )  # fmt: skip
+    return found
+
+
+def cancel_argv(ids: Iterable[str]) -> list[str]:
+    """Return the command that ends jobs, or takes them out of the queue. Those that are over are no error for it."""
+    return ["scancel", *ids]
+
+
+def own(env: Mapping[str, str]) -> Own | None:
+    """Return the job that a process with this environment is part of; None outside of one."""
+    job, nodes = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NODELIST", "")
+    if not job:
+        return None
+    end_at = env.get("SLURM_JOB_END_TIME", "")
+    return Own(
+        job, int(env.get("SLURM_RESTART_COUNT", "0")), float(end_at) if end_at.isdecimal() else None,
+        ("scontrol", "show", "hostnames", nodes),
+    )  # fmt: skip
+
+
+def _rows(text: str, count: int) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        fields = [field.strip() for field in line.split("|", count - 1)]
+        if len(fields) == count and fields[0].isdecimal():
+            yield fields
+        elif line.strip():
+            log.debug("squeue or sacct printed a line that is none of a job: %r", line)
+
+
+def _state(word: str, job: str) -> JobState:
+    state = STATES.get(word.rstrip("+"))  # sacct shortens words with a plus sign, unless asked not to
+    if state is None:
+        log.warning("Slurm says that job %s is %r, which is not in its manual; taken for unknown", job, word)
+        return JobState.UNKNOWN
+    return state
+
+
+def _time(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except ValueError:  # N/A, Unknown, None
+        return None

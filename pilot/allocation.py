@@ -1,0 +1,137 @@
+"""Ask a site for a pilot: what it is told, its batch script, and the submission of that."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from pilot.config import ProjectConfig
+from pilot.errors import InvalidInput, PilotError, SchedulerUnreachable
+from pilot.executors.batch.jobs import Request
+from pilot.executors.batch.scheduler import Scheduler, system_of
+from pilot.executors.batch.script import script
+from pilot.offers import usual_slots
+from pilot.settings import PilotSettings, new_pilot_id
+from pilot.sites import launchers
+from pilot.states import PilotState
+from pilot.store import pilots
+from pilot.store.mongo import Store
+
+if TYPE_CHECKING:
+    from pilot.sites import Batch, Site
+
+WARNING_S = 90.0
+"""A batch system may warn so much too late: Slurm's signals come with its own clock, up to a minute off."""
+
+
+def pilot_settings(
+    config: ProjectConfig,
+    site: Site,
+    slots: int | None = None,
+    slot_cores: int | None = None,
+    walltime_s: float | None = None,
+    idle_s: float | None = None,
+) -> PilotSettings:
+    """Return what a new pilot is told.
+
+    Args:
+        config: the project.
+        site: where it runs.
+        slots: worker slots of each node; None: the site's number, or as many as the cores allow.
+        slot_cores: cores of each; None: the site's number.
+        walltime_s: end the pilot after so long.
+        idle_s: end it after so long without work.
+    """
+    slot_cores = slot_cores or site.cores_per_slot
+    settings = PilotSettings(
+        str(config.root), new_pilot_id(), site.name, site.launcher.command, slots or usual_slots(site, slot_cores),
+        slot_cores, batch=site.batch.system if site.batch else "", walltime_s=walltime_s, idle_s=idle_s,
+        host_line=site.launcher.host_line, line_per_rank=site.launcher.line_per_rank, launcher_env=site.launcher.env,
+        pretend_nodes=site.pretend_nodes, gpus=site.node.gpu_ids, cpu_order=site.node.cpu_order or (),
+        steps_max=site.max_concurrent_steps, one_node_steps="always" in site.steps, launchers=launchers(site),
+    )  # fmt: skip
+    if walltime_s is None:
+        return settings
+    drain_s, stop_s = min(settings.drain_s, walltime_s / 4), min(settings.stop_s, walltime_s / 8)
+    return replace(settings, drain_s=drain_s, stop_s=stop_s)  # a short one leaves no time for the usual margins
+
+
+def agent_argv(config: ProjectConfig, settings: PilotSettings) -> list[str]:
+    """Make the pilot's folder with its settings, and return the command that runs its agent."""
+    folder = config.pilot_folder(settings.pilot)
+    folder.mkdir(parents=True, mode=0o700)
+    path = folder / "settings.json"
+    settings.write(path)
+    return [sys.executable, "-P", "-m", "pilot.agent", str(path)]
+
+
+def request_of(batch: Batch, settings: PilotSettings, queue: str = "", account: str = "") -> Request:
+    """Return what the batch system is asked for.
+
+    Raises:
+        InvalidInput: no walltime is given; without one nobody knows when to drain.
+    """
+    if settings.walltime_s is None:
+        raise InvalidInput(f"a pilot of site {settings.site!r} needs a walltime: `--walltime 2h`")
+    return Request(
+        f"pilot-{settings.pilot}", settings.nodes, settings.walltime_s,
+        warn_s=math.ceil(min(settings.drain_s + WARNING_S, settings.walltime_s / 2)),
+        queue=queue or batch.queue, account=account or batch.account,
+        options=tuple(option.format(nodes=settings.nodes) for option in batch.options), requeue=batch.requeue,
+    )  # fmt: skip
+
+
+def batch_script(batch: Batch, request: Request, argv: Sequence[str]) -> str:
+    """Return the script of a pilot. Pure: the same site and request give the same text."""
+    modules = [f"module load {shlex.quote(module)}" for module in batch.modules]
+    directives = system_of(batch.system).directives(request)
+    return script(directives, [*modules, *batch.setup], argv, batch.login_shell)
+
+
+def submit(
+    store: Store,
+    config: ProjectConfig,
+    site: Site,
+    settings: PilotSettings,
+    queue: str = "",
+    account: str = "",
+) -> str:
+    """Submit a pilot to the site's batch system and return its job's id.
+
+    It is in the store before it is in the queue, so that nothing that was submitted is unknown. Its folder keeps the
+    script, the job's id and what the job prints.
+
+    Raises:
+        InvalidInput: no walltime is given, or a value cannot stand in a script.
+        SubmissionRejected: with the batch system's own words; the pilot has ended.
+        SchedulerError: the batch system did not answer, or is not there.
+    """
+    assert site.batch is not None
+    request = request_of(site.batch, settings, queue, account)
+    text = batch_script(site.batch, request, agent_argv(config, settings))
+    folder = config.pilot_folder(settings.pilot)
+    path = folder / "job.sh"
+    path.write_text(text)
+    pilots.ask_for(
+        store, settings.pilot,
+        {
+            "site": site.name, "batch": site.batch.system, "nodes": settings.nodes,
+            "slots": settings.slots * settings.nodes, "slot_cores": settings.slot_cores, "ttl_s": settings.ttl_s,
+            "folder": str(folder), "walltime_s": settings.walltime_s,
+        },
+    )  # fmt: skip
+    try:
+        job = Scheduler(system_of(site.batch.system)).submit(path)
+    except SchedulerUnreachable:
+        raise  # it may be queued all the same: then it registers itself
+    except PilotError as exc:
+        pilots.end(store, settings.pilot, PilotState.ENDED, str(exc))
+        raise
+    (folder / "job.id").write_text(f"{job}\n")
+    pilots.note(store, settings.pilot, {"job": job, "submitted": datetime.now(UTC)})
+    return job

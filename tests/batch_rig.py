@@ -1,0 +1,134 @@
+"""Pilots as jobs of a batch system: what the tests of Slurm and of PBS have in common."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import pilot
+from pilot.executors.batch.scheduler import Scheduler
+from pilot.states import OVER, JobState
+from tests import pilot_tasks
+from tests.rig import Rig, wait_until
+
+UP_S = 90.0
+"""Slurm looks at its queue every second or so, and a node's first start of Python reads a cold disk."""
+
+
+class User:
+    """Somebody at a login node: runs `pilot`, and looks at what its batch system says."""
+
+    def __init__(self, rig: Rig, site: Path, scheduler: Scheduler) -> None:
+        self.rig = rig
+        self.site = site
+        self.scheduler = scheduler
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run `pilot`; return what it prints."""
+        ran = subprocess.run(
+            [sys.executable, "-P", "-m", "pilot", *words], cwd=self.rig.config.root, capture_output=True, text=True,
+            check=False, timeout=120,
+        )  # fmt: skip
+        assert ran.returncode == code, ran.stdout + ran.stderr
+        return ran.stdout + ran.stderr
+
+    def up(self, *words: str) -> dict[str, Any]:
+        """Ask for a pilot."""
+        said = self.run("up", "--site", str(self.site), "--walltime", "10m", "--json", *words)
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    def up_with(self, **batch: Any) -> dict[str, Any]:
+        """Ask for a pilot after changing the `batch` part of the site's file."""
+        data = yaml.safe_load(self.site.read_text())
+        data["batch"] |= batch
+        self.site.write_text(yaml.safe_dump(data))
+        return self.up()
+
+    def view(self, name: str) -> dict[str, Any]:
+        """Return what `pilot pilots` says of a pilot."""
+        views: list[dict[str, Any]] = json.loads(self.run("pilots", "--json"))
+        return next(view for view in views if view["id"] == name)
+
+    def state(self, job: str) -> JobState | None:
+        """Return what the batch system says of a job."""
+        found = self.scheduler.look([job]).get(job)
+        return None if found is None else found.state
+
+    def words(self, name: str) -> str:
+        """Return everything that a pilot has left in its folder."""
+        folder = self.rig.config.pilot_folder(name)
+        texts = [f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(folder.glob("*.*"))]
+        return "\n".join(texts)
+
+    def await_up(self, asked: dict[str, Any]) -> None:
+        """Wait until a pilot takes work."""
+        slots = asked["slots"]
+        name = asked["pilot"]
+        wait_until(lambda: self.view(name)["up"] == slots, UP_S, f"{name} is up", lambda: self.words(name))
+
+    def await_over(self, job: str) -> JobState:
+        """Wait until the batch system says that a job is over."""
+
+        def over() -> JobState | None:
+            found = self.state(job)
+            return found if found in OVER else None
+
+        found = wait_until(over, UP_S, f"job {job} is over", lambda: self.state(job))
+        assert found is not None
+        return found
+
+
+def check_it_works(user: User, asked: dict[str, Any]) -> None:
+    """Wait until a pilot is up, let it work, and end it."""
+    user.await_up(asked)
+    folder = user.rig.config.pilot_folder(asked["pilot"])
+    assert (folder / "job.id").read_text().strip() == asked["job"]
+    assert (folder / "job.sh").read_text().splitlines()[-1].startswith("exec ")
+    with user.rig.open():
+        futures = pilot.task(pilot_tasks.nap).map(range(40), seconds=0.01)
+        assert [future.result(UP_S) for future in futures] == list(range(40))
+        record = futures[0].record()
+    assert (record["job"], record["site"]) == (asked["job"], "sim")
+    view = user.view(asked["pilot"])
+    assert (view["state"], view["job"], view["slots"]) == ("running", asked["job"], asked["slots"])
+    assert user.state(asked["job"]) is JobState.RUNNING
+    assert "ended" in user.run("down")
+    assert user.await_over(asked["job"]) is JobState.COMPLETED
+
+
+def check_it_is_given_up_when_its_job_fails(user: User) -> None:
+    """Let the batch script end before there is an agent."""
+    asked = user.up_with(setup=["exit 3"])
+    user.await_over(asked["job"])
+    view = wait_until(
+        lambda: (seen := user.view(asked["pilot"]))["state"] == "lost" and seen, UP_S, "it is found to be lost"
+    )
+    assert f"its batch job {asked['job']} ended as " in view["reason"]
+    assert "before its agent had reported, exit code 3" in view["reason"]
+
+
+def check_its_work_is_given_back_when_it_is_cancelled(user: User, asked: dict[str, Any]) -> None:
+    """Cancel a job whose pilot has a task at work."""
+    user.await_up(asked)
+    with user.rig.open():
+        future = pilot.task(pilot_tasks.nap, retries=0).submit(1, seconds=120.0)
+        wait_until(lambda: future.state is pilot.State.LEASED, UP_S, "it is leased")
+        user.scheduler.cancel([asked["job"]])
+        assert user.await_over(asked["job"]) is JobState.CANCELLED
+        wait_until(lambda: user.view(asked["pilot"])["state"] in ("ended", "lost"), UP_S, "the pilot is over")
+        wait_until(lambda: future.state is pilot.State.READY, UP_S, "the task is back in the queue")
+    assert "SIGTERM" in user.view(asked["pilot"])["reason"]
+
+
+def check_it_ends_before_its_time(user: User) -> None:
+    """Let a short walltime pass: the agent drains before its end, so that nobody kills it."""
+    asked = json.loads(user.run("up", "--site", str(user.site), "--walltime", "1m", "--json"))
+    user.await_up(asked)
+    assert user.await_over(asked["job"]) is JobState.COMPLETED
+    assert user.view(asked["pilot"])["state"] == "ended"

@@ -1,0 +1,94 @@
+"""Pilots through PBS: a real one if `qsub` is there, else programs that say what a real one said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pilot.config import load_site
+from pilot.executors.batch import pbs
+from pilot.executors.batch.scheduler import Scheduler
+from pilot.states import JobState
+from tests import batch_rig
+from tests.batch_rig import UP_S, User
+from tests.rig import REPOSITORY, Rig, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+REAL = shutil.which("qsub") is not None
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the fakes on the PATH, unless there is a real PBS; return the folder in which they keep jobs."""
+    home = tmp_path / "fake-pbs"
+    (home / "bin").mkdir(parents=True)
+    (home / "free").touch()
+    if not REAL:
+        for name in ("qsub", "qstat", "qdel"):
+            (home / "bin" / name).symlink_to(REPOSITORY / "tests" / "pbs" / "fake_pbs.py")
+        monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
+        monkeypatch.setenv("FAKE_PBS", str(home))
+    return home
+
+
+@pytest.fixture
+def user(rig: Rig, fake: Path) -> Iterator[User]:
+    """Return a user with a site file made of the generic one; delete what is left afterwards."""
+    data = load_site("pbs").model_dump(mode="json", exclude_unset=True)
+    data |= {"name": "sim", "slots": 2}
+    data["batch"] |= {"queue": "workq", "options": ["-l select={nodes}:ncpus=1"]}
+    path = rig.config.root / "sim.yaml"
+    path.write_text(yaml.safe_dump(data))
+    scheduler = Scheduler(pbs)
+    yield User(rig, path, scheduler)
+    (fake / "away").unlink(missing_ok=True)
+    scheduler.cancel([path.read_text().strip() for path in rig.config.folder.glob("pilots/*/job.id")])
+
+
+def test_a_pilot(user: User) -> None:
+    batch_rig.check_it_works(user, user.up())
+
+
+def test_a_pilot_that_can_never_run(user: User) -> None:
+    asked = user.up("--nodes", "5")
+    assert "Can Never Run: Insufficient amount of resource" in user.view(asked["pilot"])["reason"]
+    assert "ended" in user.run("down")
+    assert user.await_over(asked["job"]) is JobState.CANCELLED
+
+
+def test_what_pbs_refuses(user: User) -> None:
+    said = user.run("up", "--site", str(user.site), "--walltime", "10m", "--queue", "nosuch", code=1)
+    assert "PBS refused the job" in said
+    assert "qsub: Unknown queue" in said
+    assert [view["state"] for view in json.loads(user.run("pilots", "--json"))] == ["ended"]
+
+
+def test_a_pilot_that_is_deleted(user: User) -> None:
+    batch_rig.check_its_work_is_given_back_when_it_is_cancelled(user, user.up())
+
+
+def test_the_walltime(user: User) -> None:
+    batch_rig.check_it_ends_before_its_time(user)
+
+
+def test_a_job_that_fails_before_its_agent_begins(user: User) -> None:
+    batch_rig.check_it_is_given_up_when_its_job_fails(user)
+
+
+@pytest.mark.skipif(REAL, reason="a real server is not to be ended")
+def test_a_server_that_is_away(user: User, fake: Path) -> None:
+    (fake / "free").unlink()
+    asked = user.up()
+    (fake / "away").touch()
+    assert "cannot connect to server" in user.view(asked["pilot"])["reason"]
+    assert user.view(asked["pilot"])["state"] == "starting"  # nothing is known: nothing is concluded
+    assert "cannot connect to server" in user.run("down", code=1)
+    (fake / "away").unlink()
+    wait_until(lambda: user.state(asked["job"]) is JobState.CANCELLED or user.run("down"), UP_S, "it is taken back")

@@ -1,0 +1,92 @@
+"""Pilots through a real Slurm: four simulated nodes on this machine."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from pilot.config import load_site
+from pilot.executors.batch import slurm
+from pilot.executors.batch.scheduler import Scheduler
+from pilot.states import JobState
+from tests import batch_rig
+from tests.batch_rig import UP_S, User
+from tests.conftest import need
+from tests.rig import REPOSITORY, Rig, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+CLUSTER = REPOSITORY / "tests" / "cluster"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Scheduler]:
+    """Bring up Slurm, and take it down after the last test."""
+    need("slurm")
+    subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=300)
+    try:
+        yield Scheduler(slurm)
+    finally:
+        subprocess.run([CLUSTER / "slurm-down"], check=False, timeout=120)
+
+
+@pytest.fixture
+def user(rig: Rig, cluster: Scheduler) -> Iterator[User]:
+    """Return a user with a site file made of the generic one; cancel what is left afterwards."""
+    data = load_site("slurm").model_dump(mode="json", exclude_unset=True)
+    data |= {"name": "sim", "slots": 2}
+    data["batch"] |= {"queue": "debug", "options": []}  # the simulated nodes are one machine: two share its cores
+    path = rig.config.root / "sim.yaml"
+    path.write_text(yaml.safe_dump(data))
+    yield User(rig, path, cluster)
+    cluster.cancel([path.read_text().strip() for path in rig.config.folder.glob("pilots/*/job.id")])
+
+
+def scontrol(*words: str) -> None:
+    subprocess.run(["scontrol", *words], check=True, timeout=60)
+
+
+def test_a_pilot_of_two_nodes(user: User) -> None:
+    asked = user.up("--nodes", "2")
+    assert asked["slots"] == 4
+    batch_rig.check_it_works(user, asked)
+
+
+def test_a_partition_that_is_down(user: User) -> None:
+    scontrol("update", "PartitionName=debug", "State=DOWN")
+    try:
+        asked = user.up()
+        wait_until(
+            lambda: "waits in the queue: PartitionDown" in user.view(asked["pilot"])["reason"], UP_S, "it says why"
+        )
+        assert user.view(asked["pilot"])["state"] == "starting"
+        assert re.search(r"ended$", user.run("down").strip())
+        assert user.view(asked["pilot"])["state"] == "ended"
+        assert user.await_over(asked["job"]) is JobState.CANCELLED
+    finally:
+        scontrol("update", "PartitionName=debug", "State=UP")
+
+
+def test_what_slurm_refuses(user: User) -> None:
+    said = user.run("up", "--site", str(user.site), "--walltime", "10m", "--queue", "nosuch", code=1)
+    assert "Slurm refused the job" in said
+    assert "invalid partition specified: nosuch" in said
+    assert "needs a walltime" in user.run("up", "--site", str(user.site), code=1)
+    assert [view["state"] for view in json.loads(user.run("pilots", "--json"))] == ["ended"]
+
+
+def test_a_pilot_that_is_cancelled(user: User) -> None:
+    batch_rig.check_its_work_is_given_back_when_it_is_cancelled(user, user.up())
+
+
+def test_the_walltime(user: User) -> None:
+    batch_rig.check_it_ends_before_its_time(user)
+
+
+def test_a_job_that_fails_before_its_agent_begins(user: User) -> None:
+    batch_rig.check_it_is_given_up_when_its_job_fails(user)
