@@ -202,7 +202,8 @@ class Coordinator:
             self.wish = Wish.NOW
 
     def _stats(self, slots: Slots, leaser: Leaser, committer: Committer) -> dict[str, Any]:
-        busy = sum(1 for rank in slots.slots if slots.in_hand(rank))
+        taken = self._wide.taken  # a program has one slot's child at work, and all of its slots
+        busy = sum(1 for rank in slots.slots if rank in taken or slots.in_hand(rank))
         return {
             "busy": busy, "in_hand": slots.load(), "waiting": leaser.waiting + self._wide.waiting,
             "rate": round(self._rate, 1), "done": committer.counts["done"], "not_done": committer.counts["other"],

@@ -10,7 +10,7 @@ from pilot import lifecycle
 from pilot.layout import Layout
 from pilot.model import LOST_BUDGET
 from pilot.resources import Resources
-from pilot.states import ENDED, Kind, State
+from pilot.states import ENDED, State
 
 Document = dict[str, Any]
 
@@ -180,8 +180,8 @@ def _for_room(task: Document, pool: Document, before: int) -> str:
     words = f"it asks for {asked(Resources.from_key(task['class']))}, and {pool.get('busy', 0)} of "
     words += f"{pool.get('slots', 0)} slots are busy"
     kept = pool.get("kept")
-    if (most := pool.get("steps_max")) is not None and task["kind"] == Kind.COMMAND:
-        words += f"; all {most} job steps that the site lets a pilot have at a time (max_concurrent_steps) are taken"
+    if task["_id"] in pool.get("stepless", ()):
+        words += "; all job steps that the site lets a pilot have at a time (max_concurrent_steps) are taken"
     if kept and kept["class"] == task["class"] and not before:
         at = "" if kept["in_s"] is None else f", all free in {_span(kept['in_s'])} at the latest"
         return f"{words}; {kept['slots']} slots are kept free for it{at}"

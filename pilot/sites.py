@@ -172,7 +172,7 @@ class Site(_Part):
         return frozenset({program.step for program in self.programs.values()} - {"never"})
 
     @model_validator(mode="after")
-    def _default_is_there(self) -> Site:
+    def _fits_together(self) -> Site:
         if self.programs and self.default_program not in self.programs:
             raise ValueError(f"default_program is {self.default_program!r}, expected one of {sorted(self.programs)}")
         if self.batch and self.slots is None and self.node.cores is None:

@@ -38,8 +38,6 @@ class Started(NamedTuple):
 class _Running(NamedTuple):
     spots: Spots
     line: _Line
-    step: bool
-    """Whether it has one of the job steps that are limited."""
 
 
 class _Line(NamedTuple):
@@ -138,10 +136,9 @@ class Wide:
     def stats(self, now: float) -> dict[str, Any]:
         """Return what the pool's heartbeat tells of those that wait, for `pilot explain`."""
         lines = sorted(self._lines, key=lambda line: line.priority)
-        parked = [held.item.task for line in lines for held in self._lines[line]]
-        found: dict[str, Any] = {"parked": parked[:PARKED_MAX], "kept": None, "steps_max": None}
-        if self._steps_max is not None and self._steps >= self._steps_max:
-            found["steps_max"] = self._steps_max
+        parked = [(held.item.task, line.program) for line in lines for held in self._lines[line]][:PARKED_MAX]
+        stepless = [task for task, program in parked if program and self._steps_left <= 0]
+        found: dict[str, Any] = {"parked": [task for task, _ in parked], "stepless": stepless, "kept": None}
         if self.reserved is not None:
             at = self.reserved.at
             key, _, _ = self.reserved.key.partition(" ")
@@ -183,11 +180,14 @@ class Wide:
         started = []
         for start in plan.starts:
             line = lines[start.key, start.priority]
+            limited = line.program and self._steps_max is not None
             step = self._takes_step(line, start.spots)
-            if step and self._steps_left <= 0:  # it was to have slots on several nodes that had been kept for it
+            self._changed |= limited and not step  # it was counted as if it took one: there is room for another
+            if step and self._steps_left <= 0:  # others have taken the steps, or it was to have slots kept for it
+                self._changed = True  # what it was to have is for those that need no step
                 continue
             held = self._lines[line].popleft()
-            self._begin(_Running(start.spots, line, step), held, now)
+            self._begin(held, line, start.spots, now)
             started.append(Started(held, start.spots))
         return started
 
@@ -209,7 +209,7 @@ class Wide:
         line = running.line
         self._planner.end(running.spots)
         self._held[line.key] -= 1
-        self._steps -= running.step
+        self._steps -= self._takes_step(line, running.spots)
         mean = self._mean_s.get(line.key)
         self._mean_s[line.key] = wall_s if mean is None else mean + 0.05 * (wall_s - mean)
         self.taken.difference_update(slots_of(running.spots))
@@ -287,11 +287,9 @@ class Wide:
     def _takes_step(self, line: _Line, spots: Spots) -> bool:
         return line.program and (self._one_node_steps or len({spot.node for spot in spots}) > 1)
 
-    def _begin(self, running: _Running, held: Held, now: float) -> None:
+    def _begin(self, held: Held, line: _Line, spots: Spots, now: float) -> None:
         walltime_s = held.item.walltime_s
-        self._planner.begin(running.spots, None if walltime_s is None else now + walltime_s)
-        self._running[held.item.key] = running
-        self._steps += running.step
-        if running.line.program and not running.step:
-            self._changed = True  # it was counted as if it took one
-        self.taken.update(slots_of(running.spots))
+        self._planner.begin(spots, None if walltime_s is None else now + walltime_s)
+        self._running[held.item.key] = _Running(spots, line)
+        self._steps += self._takes_step(line, spots)
+        self.taken.update(slots_of(spots))

@@ -278,6 +278,10 @@ class Rig:
         """Return the last lines of all pilots' logs."""
         return "\n".join(f"=== pilot {one.id}, exit code {one.process.poll()}\n{one.log(25)}" for one in self.pilots)
 
+    def spooled(self) -> list[Path]:
+        """Return the batches of results that wait for the store."""
+        return list(self.config.spool_folder.glob("*/*.bson"))
+
     def records(self, task: str) -> list[dict[str, Any]]:
         """Return all records of a task, first attempt first."""
         return sorted(self.store.provenance.find({"task": task}), key=lambda doc: doc["attempt"])

@@ -139,25 +139,20 @@ def test_held_by_a_dead_pool() -> None:
 
 def test_waits_for_room() -> None:
     key = Resources(ranks=2).key
-    pool = {
-        "state": "live", "pilot": "p1", "host": "n1", "slots": 4, "busy": 3, "parked": ["t-9", "t-0"], "kept": None,
-        "steps_max": None,
-    }  # fmt: skip
+    pool = {"state": "live", "pilot": "p1", "host": "n1", "slots": 4, "busy": 3, "parked": ["t-9", "t-0"], "kept": None}
 
-    def said(kind: str = "function", **fields: Any) -> str:
-        doc = task("leased", lease="k1", kind=kind, **{"class": key})
+    def said(**fields: Any) -> str:
+        doc = task("leased", lease="k1", **{"class": key})
         return "\n".join(reasons(Facts(doc, 3.0, pool=pool | fields)))
 
-    assert (
-        "waits there for room: it asks for 2 ranks of 1 core, and 3 of 4 slots are busy; 1 wide task of that pool comes"
-        in said()
-    )
+    room = "waits there for room: it asks for 2 ranks of 1 core, and 3 of 4 slots are busy"
+    assert f"{room}; 1 wide task of that pool comes before it" in said()
     assert "it is the next" in said(parked=["t-0"])
     kept = {"class": key, "slots": 2, "in_s": 30.0}
     assert "2 slots are kept free for it, all free in 30 s at the latest" in said(parked=["t-0"], kept=kept)
     assert "2 slots are kept free for a task of class c8, which comes first" in said(kept=kept | {"class": "c8"})
-    assert "all 5 job steps that the site lets a pilot have at a time" in said("command", steps_max=5)
-    assert "job steps" not in said(steps_max=5)
+    assert "all job steps that the site lets a pilot have at a time" in said(stepless=["t-0"])
+    assert "job steps" not in said(stepless=["t-9"])
 
 
 def test_held_by_a_pool_that_is_not_heard_of() -> None:

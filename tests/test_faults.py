@@ -347,7 +347,7 @@ def test_mongod_is_away_for_five_seconds(rig: Rig, dice: random.Random, how: str
             assert pid is not None
             if how == "stopped":
                 rig.server.stop()
-                wait_until(lambda: spooled(rig), LONG_S, "results are spooled", rig.logs)  # after PILOT_SELECT_S
+                wait_until(rig.spooled, LONG_S, "results are spooled", rig.logs)  # after PILOT_SELECT_S
                 rig.server.start()
             else:
                 kill(pid, signal.SIGSTOP)
@@ -368,7 +368,7 @@ def test_a_coordinator_dies_while_mongod_is_away(rig: Rig, dice: random.Random) 
         futures = load(retries=0)
         for _ in moments(dice, rig, 1):
             rig.server.stop()
-        wait_until(lambda: spooled(rig), LONG_S, "results are spooled", one.log)
+        wait_until(rig.spooled, LONG_S, "results are spooled", one.log)
         kill(one.rank(0))
         wait_until(lambda: "pool" in one.words() and not one.seen("rank"), LONG_S, "the pool is gone", one.log)
         rig.server.start()
@@ -386,10 +386,6 @@ def state_of(rig: Rig, one: Pilot) -> str:
 
 def tokens_of(rig: Rig, one: Pilot) -> list[str]:
     return [doc["_id"] for doc in pilots.pools(rig.store, one.id, live_only=False)]
-
-
-def spooled(rig: Rig) -> list[Path]:
-    return list(rig.config.spool_folder.glob("*/*.bson"))
 
 
 def busy(rig: Rig) -> int:

@@ -123,9 +123,7 @@ def test_no_room_for_the_database(own_rig: Rig, monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(StoreError) as caught:
                 good.map(["x" * 10_000] * 1_000_000)
             print(f"the client was told: {caught.value}")
-            wait_until(
-                lambda: list(own_rig.config.spool_folder.glob("*/*.bson")), LONG_S, "results are spooled", one.log
-            )
+            wait_until(own_rig.spooled, LONG_S, "results are spooled", one.log)
             disk.empty()
             own_rig.server.start()
             assert [future.result(LONG_S) for future in futures] == list(range(1000))

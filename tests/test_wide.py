@@ -185,3 +185,29 @@ def test_tasks_side_by_side_have_cpus_of_their_own(tmp_path: Path) -> None:
             seen = [json.loads(future.result(LONG_S)["out"]) for future in runs]
             assert all(len(cpus) == 1 and cpus[0] in available[:2] for cpus in seen)
         rig.drain()
+
+
+def test_programs_wait_for_a_job_step(tmp_path: Path) -> None:
+    """As many as the site allows run at a time, on all of their slots; the pool says which wait for a step."""
+    need("mongod")
+    need("mpiexec")
+    with Rig(tmp_path / "p") as rig:
+        rig.start(slots=SLOTS, launchers=launchers(load_site("local")), steps_max=1, one_node_steps=True)
+        with rig.open():
+            await_pool(rig)
+            script = f"until [ -e {tmp_path / 'go'} ]; do sleep 0.05; done"
+            futures = [pilot.command(script, shell=True, ranks=2, walltime="2m").submit() for _ in range(2)]
+
+            def waits() -> bool:
+                (pool,) = pilots.pools(rig.store)
+                return pool.get("busy") == 2 and len(pool.get("stepless", ())) == 1
+
+            wait_until(waits, LONG_S, "one runs on two slots, the other waits for a step", rig.logs)
+            (tmp_path / "go").touch()
+            pilot.wait(futures, timeout=LONG_S)
+            first, second = sorted((future.record()["time"] for future in futures), key=lambda time: time["started"])
+        assert first["finished"] <= second["started"]
+        rig.settled()
+        rig.check()
+        rig.drain()
+        rig.check_clean()

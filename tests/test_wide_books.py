@@ -67,11 +67,11 @@ def test_programs_on_one_node_need_no_step_where_the_site_says_so() -> None:
     wide = Wide(LAYOUT, steps_max=1)
     wide.add([held(name, Resources(ranks=2, ranks_per_node=1), program=True) for name in ("apart", "later")])
     assert begun(wide) == {"apart": [1, 3]}
-    assert wide.stats(0.0)["steps_max"] == 1
+    assert wide.stats(0.0)["stepless"] == ["later"]
     wide.add([held("together", program=True)])
     assert begun(wide) == {}  # there is a slot on each node, and no step
     assert wide.ended(("apart", 1), 1.0)
-    assert wide.stats(0.0)["steps_max"] is None
+    assert wide.stats(0.0)["stepless"] == []
     assert begun(wide) == {"later": [1, 3]}
     assert wide.ended(("later", 1), 1.0)
     assert begun(wide) == {"together": [1, 2]}
@@ -81,3 +81,17 @@ def test_programs_that_take_no_step_are_not_counted() -> None:
     wide = Wide(LAYOUT, steps_max=1)
     wide.add([held(name, program=True) for name in ("p", "q")])
     assert {**begun(wide), **begun(wide)} == {"p": [1, 2], "q": [3, 4]}
+
+
+def test_two_classes_share_the_steps_and_leave_the_room_to_others() -> None:
+    wide = Wide(LAYOUT, steps_max=1, one_node_steps=True)
+    wide.add([held("p", program=True), held("q", Resources(ranks=2, walltime_s=9.0), program=True), held("f", seq=1)])
+    assert list(begun(wide)) == ["p"]
+    assert list(begun(wide)) == ["f"]  # not what the limit holds up
+
+
+def test_nothing_is_planned_again_where_steps_are_not_limited() -> None:
+    wide = Wide(LAYOUT)
+    wide.add([held("p", program=True)])
+    assert list(begun(wide)) == ["p"]
+    assert not wide._changed

@@ -26,7 +26,7 @@ class Costs:
     crowd: float = 0.17
     """How much more work it is for sixteen pools than for one; measured: 14,000-18,000 tasks/s in place of 18,700."""
     depth: float = 0.10
-    """How much more with 10⁵ tasks queued than with 10³; measured (`depth.py`): a ratio of 0.86-0.92."""
+    """How much more with 10⁵ tasks queued than with 10³; measured (`depth.py`): 0.86-0.92, later 0.91-1.01."""
     lease_commands: float = 4.0
     commit_commands: float = 4.0
     beat_commands_per_s: float = 2.5

@@ -10,6 +10,7 @@ from functools import partial
 from benchmarks.scale.costs import Costs
 from pilot import lifecycle
 from pilot.board import Board, Node, Shape, Spots
+from pilot.layout import Layout
 from pilot.placement import Planner, Waiting
 
 MEMORY_S = 5.0
@@ -81,7 +82,7 @@ class Wide:
 
     def __init__(self, work: Sequence[Task], nodes: Sequence[Node], at: At, look: Callable[[], None]) -> None:
         self._at, self._look = at, look
-        self._slots = sum(len(node.slots) for node in nodes)
+        self._layout = Layout(tuple(nodes), slot_cores=1)
         self._planner = Planner(Board(nodes)) if work else None
         self._queued: dict[Shape, deque[float]] = {}
         for shape, length in work:
@@ -95,8 +96,8 @@ class Wide:
         """Take from the queue what is to be leased now."""
         got = []
         for shape, queued in self._queued.items():
-            together = max(1, self._slots // (shape.ranks * shape.slots_per_rank))
-            more = lifecycle.lease_more(lifecycle.lease_target(together, 1.0), self._held[shape])
+            target = lifecycle.lease_target(self._layout.concurrency(shape), 1.0)
+            more = lifecycle.lease_more(target, self._held[shape])
             for _ in range(min(more, len(queued))):
                 got.append((shape, queued.popleft()))
                 self._held[shape] += 1
