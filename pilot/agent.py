@@ -8,6 +8,7 @@ state. ``python -P -m pilot.agent SETTINGS`` runs one; the last line of a batch 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -42,6 +43,9 @@ START_S = 180.0
 """A pool that has not registered by then never will."""
 BEGUN_S = 10.0
 """A batch job may have begun so long before its agent can look at a clock."""
+HURRY_S = 3.0
+"""So long a pool may take to write what it has once the batch system has begun to kill the job. Slurm's KillWait and
+PBS' kill_delay are rarely less than 10 s, but what the pool leaves is to be given back within them too."""
 STORE_LOST_S = 900.0
 """A pilot whose store has been away for so long ends itself; what it could not write is in its spool."""
 
@@ -81,6 +85,8 @@ class Agent:
         self._away = False
         """Whether the last call to the store found it away."""
         self._idle_since: float | None = None
+        self._hurry_until = math.inf
+        """When the pool is killed, its time being over; the monotonic clock."""
         self._reason = ""
 
     def run(self) -> int:
@@ -122,6 +128,8 @@ class Agent:
                 self._guarded("reconcile", lambda: dependants.reconcile(self._store))
             if now - self._store_seen > STORE_LOST_S and not self._wish:
                 self._end_by("now", f"the store has been away for {STORE_LOST_S:.0f} s")
+            if self._hurry_until < math.inf and (time.monotonic() > self._hurry_until or self._closed(self._pool)):
+                self._pool.kill()  # its launcher may wait for longer than there is time
             code = self._pool.poll()
             if code is not None:
                 self._pool_ended(code)
@@ -150,7 +158,20 @@ class Agent:
             names = ", ".join(signal.Signals(n).name for n in sorted(self._signals))
             hurry = signal.SIGTERM in self._signals and self._settings.batch  # it leaves seconds
             self._signals.clear()
-            self._end_by("now" if hurry else "drain", f"drained on {names}")
+            self._end_by("now" if hurry else "drain", f"{'ended' if hurry else 'drained'} on {names}")
+            if hurry:
+                self._hurry_until = min(self._hurry_until, time.monotonic() + HURRY_S)
+
+    def _closed(self, pool: PoolProcess) -> bool:
+        """Return whether a pool has written all it has, whatever its launcher still waits for."""
+        closed = False
+
+        def look() -> None:
+            nonlocal closed
+            closed = not any(doc["launch"] == pool.launch for doc in pilots.pools(self._store, self._settings.pilot))
+
+        self._guarded("see the pool end", look)
+        return closed
 
     def _end_by(self, wish: str, reason: str) -> None:
         """Ask the pool to end; a stronger wish replaces a weaker one."""

@@ -17,6 +17,7 @@ from pilot import lifecycle, placement, records, signing
 from pilot.commit import Committer, Ended
 from pilot.errors import StoreError, StoreUnavailable
 from pilot.executors.pool import ledger
+from pilot.executors.pool.signals import Flags
 from pilot.executors.pool.slots import Slots
 from pilot.executors.run.handle import Finished
 from pilot.executors.run.wire import pack_work, unpack_work
@@ -59,13 +60,15 @@ class Coordinator:
     """
 
     def __init__(
-        self, store: Store, objects: Objects, signer: signing.Signer, settings: PoolSettings, environment: str
-    ) -> None:
+        self, store: Store, objects: Objects, signer: signing.Signer, settings: PoolSettings, environment: str,
+        flags: Flags,
+    ) -> None:  # fmt: skip
         self._store = store
         self._objects = objects
         self._signer = signer
         self._settings = settings
         self._environment = environment
+        self._flags = flags
         self._host = socket.gethostname()
         self.preparer = Preparer(store, objects.get, signer)
         self._held: dict[Key, Held] = {}
@@ -195,6 +198,8 @@ class Coordinator:
             pass
         except (OSError, ValueError) as exc:
             log.warning("cannot read %s: %s", self._settings.control, exc)
+        if self._flags.ending:  # a batch system ends every process of the job, and gives us seconds
+            self.wish = Wish.NOW
         end_at = self._settings.end_at
         if end_at is not None and self.wish is Wish.WORK and time.time() > end_at - self._settings.drain_s:
             self.wish = Wish.DRAIN

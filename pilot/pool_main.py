@@ -102,6 +102,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     from pilot.config import load_project
     from pilot.coordinator import Coordinator
     from pilot.environment import capture
+    from pilot.executors.pool.signals import Flags
     from pilot.executors.pool.slots import Slots
     from pilot.executors.pool.world import EXIT_LEFTOVER, start
     from pilot.settings import PoolSettings
@@ -109,23 +110,26 @@ def _coordinator(config: dict[str, Any]) -> int:
     from pilot.store.access import PILOT_SELECT_S, store_of
     from pilot.store.objects import Objects
 
+    flags = Flags()
+    flags.install()
     log.to_stderr()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)  # tens of thousands of live documents are no garbage: look for it rarely
     told = config["settings"]
     project = load_project(Path(told["root"]))
     settings = PoolSettings(
-        pilot=told["pilot"], launch=config["launch"], site=told["site"], job=config["job"], control=Path(config["control"]),
-        spool=project.spool_folder, slot_cores=told["slot_cores"], end_at=told["end_at"], beat_s=told["beat_s"],
-        ttl_s=told["ttl_s"], drain_s=told["drain_s"], stop_s=told["stop_s"], gpus=tuple(told["gpus"]),
-        cpu_order=tuple(told["cpu_order"]), steps_max=told["steps_max"], one_node_steps=told["one_node_steps"],
+        pilot=told["pilot"], launch=config["launch"], site=told["site"], job=config["job"],
+        control=Path(config["control"]), spool=project.spool_folder, slot_cores=told["slot_cores"],
+        end_at=told["end_at"], beat_s=told["beat_s"], ttl_s=told["ttl_s"], drain_s=told["drain_s"],
+        stop_s=told["stop_s"], gpus=tuple(told["gpus"]), cpu_order=tuple(told["cpu_order"]),
+        steps_max=told["steps_max"], one_node_steps=told["one_node_steps"],
     )  # fmt: skip
     world = start(config["slots"] + 1)
     signer = signing.Signer(signing.load_key(project.key_file), project.id)
     with store_of(project, start=False, select_s=PILOT_SELECT_S) as store:
         environment = capture(world.library, site=told["site"])
         provenance.put_environment(store, environment)
-        coordinator = Coordinator(store, Objects(project.objects_folder), signer, settings, environment["_id"])
+        coordinator = Coordinator(store, Objects(project.objects_folder), signer, settings, environment["_id"], flags)
         slots = Slots(world.transport(), world.library, coordinator.preparer.functions.__getitem__)
         slots.wait_hello(120.0)
         code = coordinator.run(slots)

@@ -172,6 +172,15 @@ def shared_rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         made.check_clean()
 
 
+@pytest.fixture(scope="module")
+def lobby(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Run one project without a pilot for the tests of a module that ask batch systems for theirs."""
+    need("mongod")
+    with Rig(tmp_path_factory.mktemp("lobby") / "p") as made:
+        yield made
+        made.check()
+
+
 @pytest.fixture
 def rig(shared_rig: Rig) -> Iterator[Rig]:
     """Yield the shared project; check the invariants at the end, and that its pilot is still the same."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -93,11 +94,7 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):  # one that the kernel does not let go holds our pipes
         process.communicate(timeout=_KILL_S)
-    except subprocess.TimeoutExpired:  # a process that the kernel does not let go holds our pipes: leave it
-        pass

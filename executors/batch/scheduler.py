@@ -20,10 +20,14 @@ log = logging.getLogger(__name__)
 class System(Protocol):
     """What a module that speaks a batch system's language has. All of it is pure."""
 
-    NAME: str
-    UNREACHABLE: re.Pattern[str]
-    GONE: re.Pattern[str]
-    KEPT: Sequence[str]
+    @property
+    def NAME(self) -> str: ...  # noqa: D102
+    @property
+    def UNREACHABLE(self) -> re.Pattern[str]: ...  # noqa: D102
+    @property
+    def GONE(self) -> re.Pattern[str]: ...  # noqa: D102
+    @property
+    def KEPT(self) -> Sequence[str]: ...  # noqa: D102
 
     def directives(self, request: Request) -> list[str]: ...  # noqa: D102
     def submit_argv(self, script: str) -> list[str]: ...  # noqa: D102
@@ -95,7 +99,7 @@ class Scheduler:
             raise SchedulerError(f"{self._system.NAME} does not tell of jobs: {said.words}")
         found = self._system.status(said)
         found = {job: found[job] for job in wanted if job in found}
-        return found | self._over([job for job in wanted if job not in found])
+        return {**found, **self._over([job for job in wanted if job not in found])}
 
     def cancel(self, ids: Iterable[str]) -> None:
         """End jobs, or take them out of the queue; of those that are over nothing is said.

@@ -104,7 +104,8 @@ def _fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, F
             fates.update({doc["_id"]: Fate(False, str(exc)) for doc in some})
             continue
         for doc in some:
-            since_s = (now - doc.get("submitted", doc["created"])).total_seconds()
+            submitted: datetime = doc.get("submitted") or doc["created"]
+            since_s = (now - submitted).total_seconds()
             state, ttl_s = PilotState(doc["state"]), doc.get("ttl_s", 30.0)
             found = fates[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, jobs.get(doc["job"]), since_s)
             if found.lost:
@@ -133,8 +134,8 @@ def _view(doc: Document, pools: Sequence[Document], now: datetime, found: Fate |
         doc.get("slot_cores", 1), sum(pool.get("slots", 0) for pool in pools),
         sum(pool.get("busy", 0) for pool in pools), sum(pool.get("rate", 0.0) for pool in pools), heartbeat_s,
         doc.get("started") or doc["created"], doc.get("end_at"), doc.get("ended"), doc.get("drain"),
-        doc.get("reason", "") or (found.words if found else ""), doc.get("folder", ""), doc.get("batch", ""), doc.get("job"),
-        doc.get("nodes", 1),
+        doc.get("reason", "") or (found.words if found else ""), doc.get("folder", ""), doc.get("batch", ""),
+        doc.get("job"), doc.get("nodes", 1),
     )  # fmt: skip
 
 

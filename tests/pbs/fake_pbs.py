@@ -8,6 +8,7 @@ The folder is $FAKE_PBS.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -135,10 +136,8 @@ def signal_all(session: int, number: int) -> None:
             except OSError:
                 continue
             if f"PBS_JOBID={job_of(session)}".encode() in environ.split(b"\0"):
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(int(path.name), number)
-                except ProcessLookupError:
-                    pass
 
 
 def job_of(pid: int) -> str:
