@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
-from pilot.resources import parse_size
+from pilot.resources import parse_duration, parse_size
 
 _PLACES = frozenset({"ranks", "hostfile", "nodes"})
+_NODES = frozenset({"nodes"})
 _HOST_PLACES = frozenset({"host", "ranks"})
 
 
@@ -40,6 +42,10 @@ def _once(ids: tuple[int, ...] | None) -> tuple[int, ...] | None:
     if ids is not None and (len(set(ids)) < len(ids) or any(one < 0 for one in ids)):
         raise ValueError("expected CPU ids of at least 0, each once")
     return ids
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), WithJsonSchema({"type": ["string", "number"]})]
+"""A length of time, ``"90m"``, ``"12h"``, ``"2d"``; read as seconds."""
 
 
 class _Part(BaseModel):
@@ -121,6 +127,70 @@ class Launcher(_Part):
     env: dict[str, Annotated[str, AfterValidator(lambda text: _places(text, frozenset({"hostfile"})))]] = Field(
         default_factory=dict, description="variables set for the launcher; {hostfile} is filled in"
     )
+    one_node: tuple[str, ...] = Field(default=(), description="further words of the command, for pools on one node")
+    block_nodes: int = Field(default=64, ge=1, description="most nodes of one pool; a pilot of more has several")
+    programs_beside_pool: Literal["share", "whole_node_free", "no"] = Field(
+        default="share",
+        description="whether MPI programs of tasks start on the nodes of a pool: `share`; `whole_node_free`: only on "
+        "nodes where no pool runs; `no`: not at all",
+    )
+
+
+class Reach(_Part):
+    """How compute nodes reach the store."""
+
+    interfaces: tuple[str, ...] = Field(
+        default=(),
+        description="network interfaces of the login node at which compute nodes reach it, the first that is there is "
+        "taken; absent: the usual names of fast ones, then that of the default route",
+    )
+    in_pilot: bool = Field(
+        default=False, description="whether it has to run inside the pilot, as compute nodes cannot reach login nodes"
+    )
+
+
+class Verified(_Part):
+    """When somebody last compared this file with the machine or its documentation."""
+
+    date: datetime.date = Field(description="the day")
+    source: str = Field(description="what it was compared with: a page, or `run there`")
+
+
+class Detect(_Part):
+    """How to tell that we are on this machine; one that fits is enough."""
+
+    env: dict[str, str] = Field(default_factory=dict, description="variables and their values")
+    domain: str = Field(default="", description="how the host's full name ends")
+
+
+class Size(_Part):
+    """A walltime that holds up to so many nodes."""
+
+    max_nodes: int = Field(ge=1, description="up to so many nodes …")
+    max_walltime: Duration = Field(description='… a job may run so long, "12h"')
+
+
+class Queue(_Part):
+    """What one queue (partition, quality of service) takes; a request beyond it is refused before it is submitted."""
+
+    min_nodes: int = Field(default=1, ge=1, description="fewest nodes of a job")
+    max_nodes: int | None = Field(default=None, ge=1, description="most nodes of a job")
+    min_walltime: Duration | None = Field(default=None, description="shortest walltime of a job")
+    max_walltime: Duration | None = Field(default=None, description='longest walltime of a job, "12h"; "2d"')
+    sizes: tuple[Size, ...] = Field(
+        default=(), description="where the longest walltime depends on the nodes: ascending, the first that fits holds"
+    )
+    max_queued: int | None = Field(default=None, ge=1, description="most jobs of a user in the queue, running or not")
+    max_running: int | None = Field(default=None, ge=1, description="most jobs of a user that run at a time")
+    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _NODES))], ...] = Field(
+        default=(), description="further directives of jobs in this queue; {nodes} is filled in"
+    )
+
+    def longest(self, nodes: int) -> float | None:
+        """Return the longest walltime of a job of so many nodes, in seconds; None: no limit is known."""
+        held = [size.max_walltime for size in self.sizes if nodes <= size.max_nodes][:1]
+        known = [limit for limit in (*held, self.max_walltime) if limit is not None]
+        return min(known, default=None)
 
 
 class Batch(_Part):
@@ -128,12 +198,18 @@ class Batch(_Part):
 
     system: Literal["slurm", "pbs"] = Field(description="the batch system")
     queue: str = Field(default="", description="partition or queue; absent: the batch system's default")
+    queue_option: Annotated[str, AfterValidator(lambda text: _places(text, frozenset({"queue"})))] = Field(
+        default="", description='directive that names the queue, "--qos={queue}"; absent: the batch system\'s usual one'
+    )
+    queues: dict[str, Queue] = Field(default_factory=dict, description="what is known of its queues, by name")
+    account_required: bool = Field(default=False, description="whether a pilot without an account is refused at once")
     account: str = Field(default="", description="what the time is charged to; absent: the batch system's default")
-    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, frozenset({"nodes"})))], ...] = Field(
+    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _NODES))], ...] = Field(
         default=(), description="further directives; {nodes} is filled in: `--exclusive`, `-l select={nodes}:ncpus=4`"
     )
     modules: tuple[str, ...] = Field(default=(), description="modules to load before the agent starts")
     setup: tuple[str, ...] = Field(default=(), description="lines of shell to run before the agent starts")
+    env: dict[str, str] = Field(default_factory=dict, description="variables to set before the agent starts")
     login_shell: bool = Field(default=False, description="whether the user's profile is read first")
     requeue: bool = Field(default=False, description="whether the batch system may start a pilot a second time")
 
@@ -146,6 +222,12 @@ class Site(_Part):
     documentation: str = Field(description="URL of the site's own documentation")
     contact: str = Field(description="who answers for this file")
     launcher: Launcher = Field(description="how pools are started")
+    verified: Verified | None = Field(default=None, description="what the file was compared with; absent: with nothing")
+    unverified: tuple[str, ...] = Field(
+        default=(), description="keys, dots between their parts, of which nobody has made sure: `batch.queues.debug`"
+    )
+    detect: Detect = Field(default_factory=Detect, description="how to tell that we are there")
+    reach: Reach = Field(default_factory=Reach, description="how its compute nodes reach the store")
     batch: Batch | None = Field(default=None, description="its batch system; absent: pilots are processes here")
     slots: int | None = Field(default=None, ge=1, description="worker slots per node; absent: as the cores allow")
     cores_per_slot: int = Field(default=1, ge=1, description="CPU cores of each slot")
