@@ -7,6 +7,7 @@ state. ``python -P -m pilot.agent SETTINGS`` runs one; the last line of a batch 
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +30,7 @@ from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
 from pilot.model import new_token
+from pilot.pool_keeper import PoolKeeper, blocks_of
 from pilot.pool_process import Block, PoolProcess
 from pilot.settings import PilotSettings
 from pilot.states import PilotState, PoolState
@@ -69,11 +72,13 @@ class Agent:
         self._store = store
         self._signer = signing.Signer(signing.load_key(config.key_file), config.id)
         self._folder = config.pilot_folder(settings.pilot)
-        self._pool: PoolProcess | None = None
-        self._starts = len(list(self._folder.glob("pool-*.json")))  # those of an earlier agent keep their numbers
-        self._started_at = 0.0
-        self._up = False
-        self._backoff = lifecycle.Backoff(settings.restarts_s)
+        earlier = len(list(self._folder.glob("pool-*.json")))  # those of an earlier agent keep their numbers
+        numbers = itertools.count(earlier + 1)
+        parts = blocks_of(block.hosts, settings.block_nodes)
+        self._keepers = [
+            PoolKeeper(settings, block._replace(hosts=hosts, of=len(parts)), self._folder, numbers, self._down)
+            for hosts in parts
+        ]
         self._pools_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)
         self._pilots_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)
         self._signals: set[int] = set()
@@ -97,12 +102,11 @@ class Agent:
         beating = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
         beating.start()
         try:
-            self._start_pool()
             self._supervise()
         finally:
-            if self._pool is not None:  # an error that nobody expected: nobody would look after the pool
-                self._pool.kill()
-                kill_orphans("PILOT_POOL", self._pool.launch)
+            for pool in self._pools():  # an error that nobody expected: nobody would look after them
+                pool.kill()
+                kill_orphans("PILOT_POOL", pool.launch)
             self._ending.set()
         beating.join(10.0)
         state = PilotState.ENDED
@@ -114,36 +118,59 @@ class Agent:
         return 0 if self._wish else 1
 
     def _supervise(self) -> None:
-        """Look after the pool, and after what the dead have left, until there is no pool any more."""
+        """Look after the pools, and after what the dead have left, until there is no pool any more."""
         watched = reconciled = 0.0
-        while self._pool is not None:
+        while not all(keeper.over for keeper in self._keepers):
             now = time.monotonic()
             self._mind_signals()
             if not self._away and now - watched >= min(self._settings.ttl_s / 4, 5.0):
                 watched = now
                 self._guarded("look after others", self._look_after_others)
-                self._guarded("see the pool start", self._mind_start)
+                self._guarded("see the pools start", self._mind_starts)
             if not self._away and (now - reconciled >= RECONCILE_S or reconciled == 0.0):
                 reconciled = now
                 self._guarded("reconcile", lambda: dependants.reconcile(self._store))
             if now - self._store_seen > STORE_LOST_S and not self._wish:
                 self._end_by("now", f"the store has been away for {STORE_LOST_S:.0f} s")
-            if self._hurry_until < math.inf and (time.monotonic() > self._hurry_until or self._closed(self._pool)):
-                self._pool.kill()  # its launcher may wait for longer than there is time
-            code = self._pool.poll()
-            if code is not None:
-                self._pool_ended(code)
+            for keeper in self._keepers:
+                self._mind(keeper)
             time.sleep(TICK_S)
+        self._reason = self._reason or next((keeper.reason for keeper in self._keepers if keeper.reason), "")
 
-    def _mind_start(self) -> None:
-        """End a pool that does not come up: ranks that wait for each other in MPI's start do so for ever."""
-        if self._pool is None or self._up or time.monotonic() - self._started_at < START_S:
+    def _mind(self, keeper: PoolKeeper) -> None:
+        """Start a block's pool, or see its end."""
+        if keeper.pool is None:
+            if self._wish or not self._away:  # without the store a pool would only die
+                keeper.start_if_due(self._wish)
             return
-        mine = pilots.pools(self._store, self._settings.pilot)
-        self._up = any(doc["launch"] == self._pool.launch for doc in mine)
-        if not self._up:
-            logger.error("pool %s has not registered within %g s: killing it", self._pool.launch, START_S)
-            self._pool.kill()
+        if self._hurry_until < math.inf and (time.monotonic() > self._hurry_until or self._closed(keeper.pool)):
+            keeper.pool.kill()  # its launcher may wait for longer than there is time
+        code = keeper.pool.poll()
+        if code is not None:
+            self._pool_ended(keeper, keeper.pool, code)
+
+    def _pools(self) -> list[PoolProcess]:
+        return [keeper.pool for keeper in self._keepers if keeper.pool is not None]
+
+    def _mind_starts(self) -> None:
+        """End a pool that does not come up: ranks that wait for each other in MPI's start do so for ever."""
+        late = [keeper for keeper in self._keepers if keeper.pool is not None and not keeper.up]
+        late = [keeper for keeper in late if time.monotonic() - keeper.started_at >= START_S]
+        launches = {doc["launch"] for doc in pilots.pools(self._store, self._settings.pilot)} if late else set()
+        for keeper in late:
+            assert keeper.pool is not None
+            keeper.up = keeper.pool.launch in launches
+            if not keeper.up:
+                logger.error("pool %s has not registered within %g s: killing it", keeper.pool.launch, START_S)
+                keeper.pool.kill()
+
+    def _down(self, hosts: Collection[str]) -> Collection[str]:
+        """Return which nodes the batch system takes for dead; none if it does not say."""
+        try:
+            return Scheduler(system_of(self._settings.batch)).down(hosts)
+        except SchedulerError as exc:
+            logger.warning("cannot ask which nodes are down: %s", exc)
+            return ()
 
     # -- signals and wishes -----------------------------------------------------------------------
 
@@ -175,12 +202,13 @@ class Agent:
 
     def _end_by(self, wish: str, reason: str) -> None:
         """Ask the pool to end; a stronger wish replaces a weaker one."""
-        if self._pool is None or self._wish == "now" or self._wish == wish:
+        if self._wish in ("now", wish):
             return
         self._wish = wish
         self._reason = self._reason or reason
         logger.info("pilot %s: %s (%s)", self._settings.pilot, wish, reason)
-        self._pool.ask(wish)
+        for pool in self._pools():
+            pool.ask(wish)
 
     # -- store ------------------------------------------------------------------------------------
 
@@ -234,7 +262,7 @@ class Agent:
         pools = pilots.pools(self._store, self._settings.pilot)
         busy = any(p.get("in_hand", 1) or p.get("waiting", 0) or p.get("unwritten", 0) for p in pools)
         now = time.monotonic()
-        self._idle_since = None if busy or not pools else self._idle_since or now
+        self._idle_since = None if busy or len(pools) < max(1, len(self._pools())) else self._idle_since or now
         if self._idle_since is not None and now - self._idle_since > idle_s:
             self._end_by("drain", f"had no work for {idle_s:g} s")
 
@@ -244,11 +272,12 @@ class Agent:
         beats = pilots.pool_beats(self._store)
         for token in self._pools_watch.look(beats, now):
             reason = f"its heartbeat stood still for {self._settings.ttl_s:g} s"
-            mine = token in [doc["_id"] for doc in pilots.pools(self._store, self._settings.pilot)]
+            mine = {doc["_id"]: doc["launch"] for doc in pilots.pools(self._store, self._settings.pilot)}
             if pilots.fence(self._store, token, beats[token], reason):
                 logger.warning("pool %s is dead: %s", token, reason)
-                if mine and self._pool is not None:
-                    self._pool.kill()  # it hangs; what it runs is lost, and the next pool can do better
+                for pool in self._pools():
+                    if pool.launch == mine.get(token):
+                        pool.kill()  # it hangs; what it runs is lost, and the next pool can do better
         for name in self._pilots_watch.look(pilots.pilot_beats(self._store), now):
             pilots.end(self._store, name, PilotState.LOST, f"its heartbeat stood still for {self._settings.ttl_s:g} s")
         self._reap()
@@ -274,27 +303,8 @@ class Agent:
 
     # -- pools ------------------------------------------------------------------------------------
 
-    def _start_pool(self) -> None:
-        self._starts += 1
-        pool = PoolProcess(self._settings, self._block, self._folder, self._starts)
-        try:
-            pool.start()
-        except PilotError as exc:
-            self._reason = str(exc)
-            self._wish = ""
-            self._pool = None
-            logger.error("%s", exc)
-            return
-        self._started_at = time.monotonic()
-        self._up = False
-        self._pool = pool
-        if self._wish:
-            pool.ask(self._wish)
-
-    def _pool_ended(self, code: int) -> None:
-        """Clean up after a pool, and start another one unless the pilot is ending."""
-        pool = self._pool
-        assert pool is not None
+    def _pool_ended(self, keeper: PoolKeeper, pool: PoolProcess, code: int) -> None:
+        """Clean up after a pool, and let its block have another one unless the pilot is ending."""
         count = kill_orphans("PILOT_POOL", pool.launch)
         segments = remove_segments() if code else []
         logger.info(
@@ -303,42 +313,13 @@ class Agent:
         )  # fmt: skip
         self._guarded("return a dead pool's leases", lambda: self._bury(pool, code))
         self._mind_signals()
-        if self._wish or (code == 0 and self._over()):
-            self._reason = self._reason or "its time was over"
-            self._wish = self._wish or "drain"
-            self._pool = None
-            return
-        if time.monotonic() - self._started_at > 60.0 or pool.suspects() or pool.worn():
-            self._backoff.reset()  # it worked, and its end has a reason that the next start does not share
-        delay = self._backoff.next()
-        if delay is None:
-            words = pool.last_words()
-            self._reason = f"its pool died {self._backoff.failures + 1} times in a row; last words:\n{words}"
-            logger.error("pilot %s gives up: %s", self._settings.pilot, self._reason)
-            self._pool = None
-            return
-        if worn := pool.worn():
-            logger.info("pool %s is started anew: %s", pool.launch, worn)
-        else:
-            logger.warning("pool %s died (exit code %d); next start in %g s", pool.launch, code, delay)
-        self._pause(delay)
-        if self._wish:
-            self._pool = None
-        else:
-            self._start_pool()
+        if not self._wish and code == 0 and self._over():
+            self._end_by("drain", "its time was over")
+        keeper.ended(code, self._wish)
 
     def _over(self) -> bool:
         end_at = self._settings.end_at
         return end_at is not None and time.time() > end_at - self._settings.drain_s
-
-    def _pause(self, seconds: float) -> None:
-        """Wait before the next start of a pool, and until the store is there: without it the pool would only die."""
-        deadline = time.monotonic() + seconds
-        while (time.monotonic() < deadline or self._away) and not self._wish:
-            time.sleep(TICK_S)
-            self._mind_signals()
-            if time.monotonic() - self._store_seen > STORE_LOST_S:
-                self._end_by("now", f"the store has been away for {STORE_LOST_S:.0f} s")
 
     def _bury(self, pool: PoolProcess, code: int) -> None:
         """Void the token of a pool that is certainly dead, replay its spool, return its leases."""

@@ -29,6 +29,10 @@ WARNING_S = 90.0
 """A batch system may warn so much too late: Slurm's signals come with its own clock, up to a minute off."""
 
 
+RESTARTS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0)
+"""Delays before starts of a pool in a batch job: together longer than it takes to find a node dead (Slurm: 300 s)."""
+
+
 def pilot_settings(
     config: ProjectConfig,
     site: Site,
@@ -52,9 +56,12 @@ def pilot_settings(
         str(config.root), new_pilot_id(), site.name, site.launcher.command, slots or usual_slots(site, slot_cores),
         slot_cores, batch=site.batch.system if site.batch else "", walltime_s=walltime_s, idle_s=idle_s,
         host_line=site.launcher.host_line, line_per_rank=site.launcher.line_per_rank, launcher_env=site.launcher.env,
+        one_node=site.launcher.one_node, block_nodes=site.launcher.block_nodes,
         pretend_nodes=site.pretend_nodes, gpus=site.node.gpu_ids, cpu_order=site.node.cpu_order or (),
         steps_max=site.max_concurrent_steps, one_node_steps="always" in site.steps, launchers=launchers(site),
     )  # fmt: skip
+    if site.batch:
+        settings = replace(settings, restarts_s=RESTARTS_S)
     if walltime_s is None:
         return settings
     drain_s, stop_s = min(settings.drain_s, walltime_s / 4), min(settings.stop_s, walltime_s / 8)
@@ -83,6 +90,7 @@ def request_of(batch: Batch, settings: PilotSettings, queue: str = "", account: 
         warn_s=math.ceil(min(settings.drain_s + WARNING_S, settings.walltime_s / 2)),
         queue=queue or batch.queue, account=account or batch.account,
         options=tuple(option.format(nodes=settings.nodes) for option in batch.options), requeue=batch.requeue,
+        smaller=settings.nodes > settings.block_nodes,
     )  # fmt: skip
 
 

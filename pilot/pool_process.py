@@ -22,6 +22,9 @@ from pilot.settings import PilotSettings, ranks_file, recycle_file
 
 logger = logging.getLogger(__name__)
 
+TERM_S = 1.0
+"""So long a launcher has to end its ranks before it is killed itself."""
+
 
 class Block(NamedTuple):
     """The nodes over which one pool runs."""
@@ -32,6 +35,8 @@ class Block(NamedTuple):
     """The batch job that they belong to."""
     env: Mapping[str, str] = {}
     """What the launcher needs to know of that job."""
+    of: int = 1
+    """How many blocks the pilot has."""
 
 
 def host_lines(settings: PilotSettings, hosts: Sequence[str]) -> list[str]:
@@ -68,11 +73,13 @@ class PoolProcess:
         told = {
             "settings": asdict(s), "launch": self.launch, "control": str(self.control), "slots": slots,
             "job": self._block.job,
+            "steps_max": None if s.steps_max is None else max(1, s.steps_max // self._block.of),
         }  # fmt: skip
         self._config.write_text(json.dumps(told) + "\n")
         self._hostfile.write_text("".join(f"{line}\n" for line in host_lines(s, hosts)))
         places = {"ranks": slots + 1, "nodes": max(1, len(hosts)), "hostfile": self._hostfile}
-        program = [part.format(**places) for part in s.launcher]
+        words = [*s.launcher, *(s.one_node if len(hosts) == 1 else ())]
+        program = [part.format(**places) for part in words]
         here = Path(sys.executable).parent / program[0]
         found = str(here) if here.is_file() else shutil.which(program[0])
         if found is None:
@@ -100,11 +107,17 @@ class PoolProcess:
         partial.rename(self.control)
 
     def kill(self) -> None:
-        """End the launcher's process group at once."""
-        if self._process is not None and self._process.poll() is None:
+        """End the launcher's process group at once.
+
+        SIGTERM comes first: by that `srun` ends the ranks on other nodes too, which would live on without it.
+        """
+        for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, 10.0)):
+            if self._process is None or self._process.poll() is not None:
+                return
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait(10.0)
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience_s)
 
     def last_words(self) -> str:
         """Return the end of the pool's log, for messages."""

@@ -37,6 +37,10 @@ class PilotSettings:
     """Whether that has a line for each rank instead of one for each node."""
     launcher_env: dict[str, str] = field(default_factory=dict)
     """Set for the launcher; ``{hostfile}`` is filled in."""
+    one_node: tuple[str, ...] = ()
+    """Further words of the launcher, for pools on one node."""
+    block_nodes: int = 64
+    """Most nodes of one pool."""
     end_at: float | None = None
     """When the pilot must be over (seconds since the epoch)."""
     beat_s: float = 2.0
@@ -57,7 +61,7 @@ class PilotSettings:
     cpu_order: tuple[int, ...] = ()
     """See `layout_of`."""
     steps_max: int | None = None
-    """How many MPI programs that take a job step may run at a time; None: as many as there is room for."""
+    """How many MPI programs that take a job step may run at a time, over all pools; None: as there is room."""
     one_node_steps: bool = False
     """Whether programs on one node take one too."""
     launchers: dict[str, Any] = field(default_factory=dict)

@@ -143,6 +143,16 @@ def cancel_argv(ids: Iterable[str]) -> list[str]:
     return ["qdel", *ids]
 
 
+def down_argv(hosts: Iterable[str]) -> list[str]:
+    """Return nothing: a job ends with its first dead node, unless it tolerates that, and these do not."""
+    return []
+
+
+def down(said: Said) -> frozenset[str]:
+    """Return nothing."""
+    return frozenset()
+
+
 def own(env: Mapping[str, str]) -> Own | None:
     """Return the job that a process with this environment is part of; None outside of one.
 

@@ -38,6 +38,8 @@ class System(Protocol):
     def accounting_argv(self, ids: Iterable[str]) -> list[str]: ...  # noqa: D102
     def accounting(self, said: Said) -> dict[str, Job]: ...  # noqa: D102
     def cancel_argv(self, ids: Iterable[str]) -> list[str]: ...  # noqa: D102
+    def down_argv(self, hosts: Iterable[str]) -> list[str]: ...  # noqa: D102
+    def down(self, said: Said) -> frozenset[str]: ...  # noqa: D102
     def own(self, env: Mapping[str, str]) -> Own | None: ...  # noqa: D102
 
 
@@ -125,6 +127,20 @@ class Scheduler:
         if said.code or not hosts:
             raise SchedulerError(f"cannot find out the nodes of job {own.id}: {said.words or 'none are named'}")
         return hosts
+
+    def down(self, hosts: Iterable[str]) -> frozenset[str]:
+        """Return which of these nodes it takes for dead; none where it ends a job with its first dead node.
+
+        Raises:
+            SchedulerError: it does not answer, or refuses to.
+        """
+        argv = self._system.down_argv(hosts)
+        if not argv:
+            return frozenset()
+        said = self._ask(argv)
+        if said.code:
+            raise SchedulerError(f"{self._system.NAME} does not tell of nodes: {said.words}")
+        return self._system.down(said)
 
     def _over(self, ids: Sequence[str]) -> Jobs:
         """Ask the accounting for jobs that are not in the queue; without it nothing is known of them."""

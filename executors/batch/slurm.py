@@ -70,6 +70,9 @@ GONE = re.compile(r"Invalid job id specified|already completing or completed")
 _HELD = frozenset({"JobHeldUser", "JobHeldAdmin", "BeginTime"})
 """Reasons of pending jobs that wait for a person or a date; a requeued one waits for `BeginTime` too."""
 
+_DOWN = frozenset({"down", "error", "fail", "failing", "powered_down", "powering_down", "unknown"})
+"""States in which a node runs nothing."""
+
 _FIELDS = "%i|%T|%S|%N|%r"
 _ACCOUNTED = "JobIDRaw,State,ExitCode,Start,NodeList,Reason"
 
@@ -156,6 +159,20 @@ def accounting(said: Said) -> dict[str, Job]:
 def cancel_argv(ids: Iterable[str]) -> list[str]:
     """Return the command that ends jobs, or takes them out of the queue. Those that are over are no error for it."""
     return ["scancel", *ids]
+
+
+def down_argv(hosts: Iterable[str]) -> list[str]:
+    """Return the command that tells in what state nodes are."""
+    return ["sinfo", "--noheader", "--Node", f"--nodes={','.join(hosts)}", "--format=%N|%T"]
+
+
+def down(said: Said) -> frozenset[str]:
+    """Return the nodes that what the command of `down_argv` printed takes for dead.
+
+    sinfo(1), "NODE STATE CODES": a star means that a node does not answer.
+    """
+    rows = [line.strip().partition("|") for line in said.out.splitlines()]
+    return frozenset(node for node, _, word in rows if word.endswith("*") or word.rstrip("~#!%$@^-") in _DOWN)
 
 
 def own(env: Mapping[str, str]) -> Own | None:

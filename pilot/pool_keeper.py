@@ -1,0 +1,123 @@
+"""One block of a pilot's nodes, and the pool that is kept running over it: when to start one, and over which nodes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+from pilot import lifecycle
+from pilot.errors import PilotError
+from pilot.pool_process import Block, PoolProcess
+from pilot.settings import PilotSettings
+
+logger = logging.getLogger(__name__)
+
+WORKED_S = 60.0
+"""A pool that has lived for so long did work: its end does not say that the next start will fail."""
+
+
+def blocks_of(hosts: tuple[str, ...], most: int) -> list[tuple[str, ...]]:
+    """Divide nodes into as few blocks of at most `most` as there can be, of sizes that differ by one at most."""
+    count = max(1, -(-len(hosts) // most))
+    small, rest = divmod(len(hosts), count)
+    ends = [small * number + min(number, rest) for number in range(count + 1)]
+    return [hosts[begin:end] for begin, end in pairwise(ends)]
+
+
+class PoolKeeper:
+    """Keeps a pool running over one block, with bounded restarts, on the nodes that are left.
+
+    Args:
+        settings: of the pilot.
+        block: the nodes.
+        folder: of the pilot.
+        numbers: of the starts, over all blocks of the pilot.
+        down: tells which of these nodes are dead.
+    """
+
+    def __init__(
+        self,
+        settings: PilotSettings,
+        block: Block,
+        folder: Path,
+        numbers: Iterator[int],
+        down: Callable[[Collection[str]], Collection[str]],
+    ) -> None:
+        self.block = block
+        self.pool: PoolProcess | None = None
+        self.over = False
+        """Whether there will be no pool any more."""
+        self.reason = ""
+        """Why, if it is not because it was asked to end."""
+        self.started_at = 0.0
+        """When its last pool was started (monotonic)."""
+        self.up = False
+        """Whether that has registered."""
+        self._settings = settings
+        self._folder = folder
+        self._numbers = numbers
+        self._down = down
+        self._backoff = lifecycle.Backoff(settings.restarts_s)
+        self._start_at = 0.0
+        self._died = False
+
+    def start_if_due(self, wish: str) -> None:
+        """Start a pool if it is time to; end for good if no pool is wanted any more."""
+        if self.pool is not None or self.over:
+            return
+        if wish:
+            self.over = True
+        elif time.monotonic() >= self._start_at:
+            self._start()
+
+    def _start(self) -> None:
+        if self._died and self.block.hosts:
+            self._leave_out(self._down(self.block.hosts))
+            if self.over:
+                return
+        pool = PoolProcess(self._settings, self.block, self._folder, next(self._numbers))
+        try:
+            pool.start()
+        except PilotError as exc:
+            logger.error("%s", exc)
+            self.over, self.reason = True, str(exc)
+            return
+        self.pool = pool
+        self.started_at = time.monotonic()
+        self.up = False
+
+    def _leave_out(self, down: Collection[str]) -> None:
+        """Do without nodes that are dead; a batch system does not give them back to this job."""
+        left = tuple(host for host in self.block.hosts if host not in down)
+        if len(left) == len(self.block.hosts):
+            return
+        logger.warning("nodes %s are down, and left out from now on", ", ".join(sorted(down)))
+        self.block = self.block._replace(hosts=left)
+        if not left:
+            self.over, self.reason = True, f"its nodes are down: {', '.join(sorted(down))}"
+
+    def ended(self, code: int, wish: str) -> None:
+        """Decide, after a pool has ended with this exit code, when the next one starts, if at all."""
+        pool = self.pool
+        assert pool is not None
+        self.pool = None
+        if wish:
+            self.over = True
+            return
+        self._died = not pool.worn()
+        if time.monotonic() - self.started_at > WORKED_S or pool.suspects() or pool.worn():
+            self._backoff.reset()  # it worked, and its end has a reason that the next start does not share
+        delay = self._backoff.next()
+        if delay is None:
+            self.over = True
+            self.reason = f"its pool died {self._backoff.failures + 1} times in a row; last words:\n{pool.last_words()}"
+            logger.error("pool %s is the last of its block: %s", pool.launch, self.reason)
+            return
+        self._start_at = time.monotonic() + delay
+        if worn := pool.worn():
+            logger.info("pool %s is started anew: %s", pool.launch, worn)
+        else:
+            logger.warning("pool %s died (exit code %d); next start in %g s", pool.launch, code, delay)
