@@ -109,13 +109,16 @@ class Agent:
                 kill_orphans("PILOT_POOL", pool.launch)
             self._ending.set()
         beating.join(10.0)
-        state = PilotState.ENDED
-        self._guarded(
-            "write the final state",
-            lambda: pilots.end(self._store, self._settings.pilot, state, self._reason, self._token),
-        )
+        self._guarded("write the final state", self._write_end)
         logger.info("pilot %s ended: %s", self._settings.pilot, self._reason)
         return 0 if self._wish else 1
+
+    def _write_end(self) -> None:
+        pilot, reason = self._settings.pilot, self._reason
+        if self._settings.requeue and self._hurry_until < math.inf:  # nobody says whether it is to be started again
+            pilots.again(self._store, pilot, self._token, f"{reason}; its job may be started again")
+        else:
+            pilots.end(self._store, pilot, PilotState.ENDED, reason, self._token)
 
     def _supervise(self) -> None:
         """Look after the pools, and after what the dead have left, until there is no pool any more."""
@@ -218,11 +221,16 @@ class Agent:
             self._store, s.pilot, self._token,
             {
                 "site": s.site, "host": socket.gethostname(), "pid": os.getpid(), "job": self._block.job,
-                "nodes": s.nodes, "slots": s.slots * s.nodes, "slot_cores": s.slot_cores, "ttl_s": s.ttl_s,
+                **self._size(), "slot_cores": s.slot_cores, "ttl_s": s.ttl_s,
                 "started": datetime.now(UTC), "folder": str(self._folder),
                 "end_at": None if s.end_at is None else datetime.fromtimestamp(s.end_at, UTC),
             },
         )  # fmt: skip
+
+    def _size(self) -> dict[str, int]:
+        """Return how many nodes are left, and their slots."""
+        nodes = sum(max(1, len(keeper.block.hosts)) for keeper in self._keepers if not keeper.over)
+        return {"nodes": nodes, "slots": nodes * self._settings.slots}
 
     def _guarded(self, what: str, action: Any) -> None:
         """Do something with the store; when it is away, say so and go on."""
@@ -243,7 +251,9 @@ class Agent:
         while not self._ending.is_set():
             state = PilotState.DRAINING if self._wish else PilotState.RUNNING
             try:
-                doc = pilots.beat(self._store, self._settings.pilot, self._token, {"state": state.value})
+                doc = pilots.beat(
+                    self._store, self._settings.pilot, self._token, {"state": state.value, **self._size()}
+                )
                 if doc.get("drain"):
                     self._asked = doc["drain"], "asked by `pilot down`"
                 self._store_seen = time.monotonic()

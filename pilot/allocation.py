@@ -54,7 +54,8 @@ def pilot_settings(
     slot_cores = slot_cores or site.cores_per_slot
     settings = PilotSettings(
         str(config.root), new_pilot_id(), site.name, site.launcher.command, slots or usual_slots(site, slot_cores),
-        slot_cores, batch=site.batch.system if site.batch else "", walltime_s=walltime_s, idle_s=idle_s,
+        slot_cores, batch=site.batch.system if site.batch else "", requeue=bool(site.batch and site.batch.requeue),
+        walltime_s=walltime_s, idle_s=idle_s,
         host_line=site.launcher.host_line, line_per_rank=site.launcher.line_per_rank, launcher_env=site.launcher.env,
         one_node=site.launcher.one_node, block_nodes=site.launcher.block_nodes,
         pretend_nodes=site.pretend_nodes, gpus=site.node.gpu_ids, cpu_order=site.node.cpu_order or (),
@@ -89,7 +90,7 @@ def request_of(batch: Batch, settings: PilotSettings, queue: str = "", account: 
         f"pilot-{settings.pilot}", settings.nodes, settings.walltime_s,
         warn_s=math.ceil(min(settings.drain_s + WARNING_S, settings.walltime_s / 2)),
         queue=queue or batch.queue, account=account or batch.account,
-        options=tuple(option.format(nodes=settings.nodes) for option in batch.options), requeue=batch.requeue,
+        options=tuple(option.format(nodes=settings.nodes) for option in batch.options), requeue=settings.requeue,
         smaller=settings.nodes > settings.block_nodes,
     )  # fmt: skip
 

@@ -78,6 +78,8 @@ class Coordinator:
         self._cancelling: set[Key] = set()
         self._error: BaseException | None = None
         self._recalled = 0.0
+        self._ended_at = 0.0
+        """When a task ended last, or a slot had none (monotonic)."""
         self._asked_back: set[int] = set()
         self._layout: Layout
         self._wide: Wide
@@ -247,19 +249,35 @@ class Coordinator:
         """Give waiting narrow attempts to slots, ask for more, and even out when some slots are idle."""
         taken = self._wide.taken
         load = {rank: len(slots.in_hand(rank)) for rank in slots.able() if rank not in taken}
-        target = lifecycle.prefetch_target(self._mean_s)
-        if leaser.waiting:
+        moment = time.monotonic()
+        if not all(load.values()):
+            self._ended_at = moment
+        mean_s = lifecycle.expected_s(self._mean_s, moment - self._ended_at)
+        target = lifecycle.prefetch_target(mean_s)
+        goal, there = lifecycle.lease_target(len(load), mean_s), sum(load.values()) + leaser.waiting
+        if leaser.waiting and any(held < target for held in load.values()):
             self._share(load, target, slots, leaser)
-        elif any(held == 0 for held in load.values()) and time.monotonic() - self._recalled > lifecycle.BORED_S:
-            self._recalled = time.monotonic()
+        elif spare := lifecycle.lease_less(goal, there):
+            self._part_with(spare, load, slots, leaser)
+        elif any(held == 0 for held in load.values()) and moment - self._recalled > lifecycle.BORED_S:
+            self._recalled = moment
             for rank, count in placement.take_back(load).items():
                 if rank not in self._asked_back:
                     self._asked_back.add(rank)
                     slots.recall(rank, count)
         away = committer.away_since is not None or committer.unwritten > lifecycle.UNWRITTEN_MAX
         there = sum(load.values()) + leaser.waiting
-        want = 0 if away else lifecycle.lease_more(lifecycle.lease_target(len(load), self._mean_s), there)
-        leaser.want(want, not away and self._wide.ask(time.monotonic()))
+        want = 0 if away else lifecycle.lease_more(goal, there)
+        leaser.want(want, not away and self._wide.ask(moment))
+
+    def _part_with(self, spare: int, load: dict[int, int], slots: Slots, leaser: Leaser) -> None:
+        """Give back what other pools may begin sooner; first what waits here, then what waits behind long tasks."""
+        waiting = min(spare, leaser.waiting)
+        self._give_back(leaser, leaser.drop_last(waiting))
+        behind = [rank for rank, count in load.items() if count > 1 and rank not in self._asked_back]
+        for rank in behind[: spare - waiting]:
+            self._asked_back.add(rank)
+            slots.recall(rank, 1)
 
     def _share(self, load: dict[int, int], target: int, slots: Slots, leaser: Leaser) -> None:
         """Share what waits among slots; near the pilot's end only what ends in time, and nothing ahead of its turn."""
@@ -342,6 +360,7 @@ class Coordinator:
             if held.place is not None:
                 self._ended_wide([finished.key], wall_s)
             else:
+                self._ended_at = time.monotonic()
                 self._mean_s = wall_s if self._mean_s is None else self._mean_s + 0.05 * (wall_s - self._mean_s)
             ended.append(Ended(held.task, held, result))
         self._finished += len(ended)

@@ -149,6 +149,10 @@ class Leaser:
         """Take up to `count` attempts for slots."""
         return [self.ready.popleft() for _ in range(min(count, len(self.ready)))]
 
+    def drop_last(self, count: int) -> list[Key]:
+        """Take out the last `count` of what waits for a slot, to be returned."""
+        return [self.ready.pop().item.key for _ in range(min(count, len(self.ready)))]
+
     def put_first(self, again: Sequence[Held]) -> None:
         """Put back attempts that a slot returned; they go out first."""
         self.ready.extendleft(reversed(again))

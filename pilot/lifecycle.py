@@ -166,19 +166,34 @@ BORED_S = 0.01
 """Shortest time between two recalls for idle slots."""
 PREFETCH_S = 0.05
 PREFETCH_MAX = 128
+LONG_S = 2.0
+"""After so long the time between two tasks is nothing, and what waits behind one may wait for long."""
+
+
+def expected_s(mean_s: float | None, silent_s: float) -> float | None:
+    """Return how long the next tasks will take at least, for a pool whose slots all work; None: nobody knows.
+
+    Args:
+        mean_s: mean duration of recent tasks, None before the first has ended.
+        silent_s: since the last one ended: what runs takes that long at least, whatever those before it took.
+    """
+    return mean_s if silent_s < AHEAD_S else max(silent_s, mean_s or 0.0)
 
 
 def lease_target(slots: int, mean_s: float | None) -> int:
-    """Return how many attempts a pool should hold: about a second of work, at least two for each slot.
+    """Return how many attempts a pool should hold: one for each slot, and about a second of work.
 
-    Little enough that the end of a pilot strands little, enough that slots never wait for the store.
+    Little enough that other pools do not idle while work waits here, and that the end of a pilot strands little;
+    enough that slots never wait for the store.
 
     Args:
         slots: that take work.
-        mean_s: mean duration of recent tasks, None before the first has ended.
+        mean_s: mean duration of tasks, None if nobody knows.
     """
     if mean_s is None:
         return 8 * slots
+    if mean_s > AHEAD_S:
+        return slots + max(1, int(slots * AHEAD_S / mean_s))
     return max(2 * slots, min(AHEAD_MAX, int(slots * AHEAD_S / max(mean_s, 1e-6))))
 
 
@@ -188,10 +203,18 @@ def lease_more(target: int, there: int) -> int:
     return missing if missing >= max(1, target // 4) else 0
 
 
+def lease_less(target: int, there: int) -> int:
+    """Return how many to give back, which the pool has leased and will not begin soon: others may be idle."""
+    spare = there - target
+    return spare if spare >= max(1, target // 4) else 0
+
+
 def prefetch_target(mean_s: float | None) -> int:
-    """Return how many attempts one slot should hold: about 50 ms of work, one in reserve at least."""
+    """Return how many attempts one slot should hold: about 50 ms of work, one in reserve unless they take long."""
     if mean_s is None:
         return 2
+    if mean_s > LONG_S:
+        return 1
     return max(2, min(PREFETCH_MAX, int(PREFETCH_S / max(mean_s, 1e-6))))
 
 

@@ -29,6 +29,8 @@ class PilotSettings:
     nodes: int = 1
     batch: str = ""
     """The batch system whose job it is; empty: it is a process group on this machine."""
+    requeue: bool = False
+    """Whether the batch system may start it again, after a node failed or another job took its nodes."""
     walltime_s: float | None = None
     """Of its batch job, from its start on; the agent works out `end_at`."""
     host_line: str = "{host}:{ranks}"

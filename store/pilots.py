@@ -59,7 +59,12 @@ def register(store: Store, pilot: str, agent: str, fields: Document) -> None:
     try:
         store.pilots.update_one(
             {"_id": pilot, "state": {"$ne": PilotState.ENDED.value}},
-            {"$inc": {"beat": 1}, "$set": fresh, "$setOnInsert": {"created": now}},
+            {
+                "$inc": {"beat": 1},
+                "$set": fresh,
+                "$unset": {"reason": "", "ended": ""},
+                "$setOnInsert": {"created": now},
+            },
             upsert=True,
         )
     except driver.DuplicateKeyError as exc:
@@ -112,6 +117,15 @@ def end(store: Store, pilot: str, state: PilotState, reason: str, agent: str | N
     store.pilots.update_one(
         {"_id": pilot, "state": {"$in": [s.value for s in LIVE_PILOTS]}, **mine},
         {"$set": {"state": state.value, "reason": reason, "ended": datetime.now(UTC)}},
+    )
+
+
+@translating("write a pilot's end")
+def again(store: Store, pilot: str, agent: str, reason: str) -> None:
+    """Write that a pilot's agent has ended, and that its batch system may start another one: it tells which."""
+    store.pilots.update_one(
+        {"_id": pilot, "agent": agent, "state": {"$in": [s.value for s in LIVE_PILOTS]}},
+        {"$set": {"state": PilotState.STARTING.value, "reason": reason, "submitted": datetime.now(UTC)}},
     )
 
 

@@ -44,12 +44,16 @@ class User:
         found: dict[str, Any] = json.loads(said)
         return found
 
-    def up_with(self, **batch: Any) -> dict[str, Any]:
-        """Ask for a pilot after changing the `batch` part of the site's file."""
+    def change(self, **parts: dict[str, Any]) -> None:
+        """Change keys of parts of the site's file."""
         data = yaml.safe_load(self.site.read_text())
-        data["batch"] |= batch
+        for part, keys in parts.items():
+            data[part] |= keys
         self.site.write_text(yaml.safe_dump(data))
-        return self.up()
+
+    def script(self, asked: dict[str, Any]) -> str:
+        """Return a pilot's batch script."""
+        return (self.rig.config.pilot_folder(asked["pilot"]) / "job.sh").read_text()
 
     def view(self, name: str) -> dict[str, Any]:
         """Return what `pilot pilots` says of a pilot."""
@@ -105,7 +109,8 @@ def check_it_works(user: User, asked: dict[str, Any]) -> None:
 
 def check_it_is_given_up_when_its_job_fails(user: User) -> None:
     """Let the batch script end before there is an agent."""
-    asked = user.up_with(setup=["exit 3"])
+    user.change(batch={"setup": ["exit 3"]})
+    asked = user.up()
     user.await_over(asked["job"])
     view = wait_until(
         lambda: (seen := user.view(asked["pilot"]))["state"] == "lost" and seen, UP_S, "it is found to be lost"

@@ -175,12 +175,28 @@ def test_back_off_goes_on_step_by_step_and_then_gives_up() -> None:
 
 
 @given(st.integers(1, 10_000), st.none() | st.floats(0, 1e6))
-def test_a_pool_holds_a_second_of_work_and_two_per_slot(slots: int, mean_s: float | None) -> None:
+def test_a_pool_holds_a_second_of_work_and_one_per_slot(slots: int, mean_s: float | None) -> None:
     target = lifecycle.lease_target(slots, mean_s)
-    assert target >= 2 * slots
-    assert target <= max(lifecycle.AHEAD_MAX, 8 * slots)
-    if mean_s is not None and mean_s >= 1.0:
-        assert target == 2 * slots
+    assert slots < target <= max(lifecycle.AHEAD_MAX, 8 * slots)
+    if mean_s is not None and mean_s <= 1.0:
+        assert target >= 2 * slots
+    if mean_s is not None and mean_s > slots:
+        assert target == slots + 1
+
+
+def test_what_runs_for_long_tells_how_long_tasks_take() -> None:
+    assert lifecycle.expected_s(None, 0.5) is None
+    assert lifecycle.expected_s(None, 5.0) == 5.0
+    assert lifecycle.expected_s(0.001, 0.5) == 0.001
+    assert lifecycle.expected_s(0.001, 60.0) == 60.0
+    assert lifecycle.expected_s(600.0, 60.0) == 600.0
+
+
+@given(st.integers(1, 10_000), st.integers(0, 20_000))
+def test_no_pool_takes_and_gives_back_at_once(target: int, there: int) -> None:
+    less = lifecycle.lease_less(target, there)
+    assert less in (0, there - target)
+    assert not (less and lifecycle.lease_more(target, there - less))
 
 
 @given(st.integers(1, 10_000), st.integers(0, 20_000))
@@ -195,8 +211,9 @@ def test_leases_are_few_and_large(target: int, there: int) -> None:
 
 
 @given(st.none() | st.floats(0, 1e6))
-def test_a_slot_has_one_in_reserve(mean_s: float | None) -> None:
-    assert 2 <= lifecycle.prefetch_target(mean_s) <= lifecycle.PREFETCH_MAX
+def test_a_slot_has_one_in_reserve_unless_tasks_take_long(mean_s: float | None) -> None:
+    long = mean_s is not None and mean_s > lifecycle.LONG_S
+    assert 1 if long else 2 <= lifecycle.prefetch_target(mean_s) <= lifecycle.PREFETCH_MAX
 
 
 def test_the_end_of_a_pilot() -> None:

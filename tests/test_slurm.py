@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
+import pilot
 from pilot.config import load_site
 from pilot.executors.batch import slurm
 from pilot.executors.batch.scheduler import Scheduler
 from pilot.states import JobState
-from tests import batch_rig
+from tests import batch_rig, pilot_tasks
 from tests.batch_rig import UP_S, User
 from tests.conftest import need
 from tests.rig import REPOSITORY, Rig, wait_until
@@ -55,6 +56,41 @@ def test_a_pilot_of_two_nodes(user: User) -> None:
     asked = user.up("--nodes", "2")
     assert asked["slots"] == 4
     batch_rig.check_it_works(user, asked)
+
+
+def test_several_pools_and_a_node_that_dies(user: User) -> None:
+    """One dead node costs its block only: what ran there runs again, and the block is left out."""
+    user.change(launcher={"block_nodes": 1})
+    asked = user.up("--nodes", "2")
+    user.await_up(asked)
+    assert user.script(asked).count("#SBATCH --no-kill") == 1
+    with user.rig.open():
+        futures = pilot.task(retries=0)(pilot_tasks.nap).map(range(8), seconds=3.0)
+        wait_until(lambda: user.view(asked["pilot"])["busy"] == 4, UP_S, "all slots are busy")
+        subprocess.run([CLUSTER / "slurm-node-fail", "node02"], check=True, timeout=60)
+        assert [future.result(UP_S) for future in futures] == list(range(8))
+    view = wait_until(
+        lambda: (seen := user.view(asked["pilot"]))["nodes"] == 1 and seen, UP_S, "the node is left out",
+        lambda: user.words(asked["pilot"]),
+    )  # fmt: skip
+    assert view["state"] == "running"
+    assert "ended" in user.run("down")
+    subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=120)
+
+
+def test_a_pilot_that_is_requeued(user: User) -> None:
+    user.change(batch={"requeue": True})
+    asked = user.up()
+    user.await_up(asked)
+    with user.rig.open():
+        future = pilot.task(retries=0)(pilot_tasks.nap).submit(1, seconds=8.0)
+        wait_until(lambda: future.state is pilot.State.LEASED, UP_S, "it runs")
+        scontrol("requeue", asked["job"])
+        wait_until(lambda: user.view(asked["pilot"])["state"] == "starting", UP_S, "the agent has ended")
+        assert future.result(UP_S) == 1
+        assert future.record()["attempt"] == 2
+    assert user.view(asked["pilot"])["state"] == "running"
+    assert "ended" in user.run("down")
 
 
 def test_a_partition_that_is_down(user: User) -> None:

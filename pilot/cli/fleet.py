@@ -134,7 +134,7 @@ def _view(doc: Document, pools: Sequence[Document], now: datetime, found: Fate |
         doc.get("slot_cores", 1), sum(pool.get("slots", 0) for pool in pools),
         sum(pool.get("busy", 0) for pool in pools), sum(pool.get("rate", 0.0) for pool in pools), heartbeat_s,
         doc.get("started") or doc["created"], doc.get("end_at"), doc.get("ended"), doc.get("drain"),
-        doc.get("reason", "") or (found.words if found else ""), doc.get("folder", ""), doc.get("batch", ""),
+        (found.words if found else "") or doc.get("reason", ""), doc.get("folder", ""), doc.get("batch", ""),
         doc.get("job"), doc.get("nodes", 1),
     )  # fmt: skip
 
