@@ -1,4 +1,4 @@
-"""Projects and sites: where a project is, what its settings say, what a site file holds.
+"""Projects: where one is, and what its settings say.
 
 A project is a directory with ``.pilot/`` (mode 0700), found from the working directory upward, as git does:
 
@@ -10,6 +10,7 @@ A project is a directory with ``.pilot/`` (mode 0700), found from the working di
     pilots/ID/      a pilot's configuration, log and captured output
     spool/TOKEN/    results that could not be written to the store yet
     work/           private working directories of commands
+    sites/          the project's own site files, if it has any
 """
 
 from __future__ import annotations
@@ -17,15 +18,10 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pilot.errors import ConfigError, InvalidInput, ProjectExists, ProjectNotFound
 from pilot.model import new_token
-
-if TYPE_CHECKING:
-    from pilot.sites import Site
 
 FOLDER = ".pilot"
 
@@ -84,6 +80,11 @@ class ProjectConfig:
         return self.folder / "work"
 
     @property
+    def sites_folder(self) -> Path:
+        """The project's own site files."""
+        return self.folder / "sites"
+
+    @property
     def database(self) -> str:
         """Name of the project's database."""
         return f"pilot_{self.id}"
@@ -135,7 +136,7 @@ def create_project(root: Path, uri: str | None = None, site: str = "local") -> P
     Args:
         root: an existing directory without a project of its own.
         uri: of the user's MongoDB server; None: the embedded server.
-        site: where its pilots run; see `load_site`.
+        site: where its pilots run; see `pilot.site_files.load_site`.
 
     Raises:
         ProjectExists: there is a project already; nothing was changed.
@@ -184,39 +185,3 @@ def read_secret(path: Path) -> str:
         return path.read_text().strip()
     except OSError as exc:
         raise ConfigError(f"cannot read {str(path)!r}: {exc}") from exc
-
-
-# -- sites ----------------------------------------------------------------------------------------
-
-
-def load_site(name: str = "local") -> Site:
-    """Return a site, checked.
-
-    Args:
-        name: of a shipped site, or the path of a YAML file: it has a ``/`` or ends in ``.yaml``.
-
-    Raises:
-        ConfigError: no such site, or its file has a wrong key or value (file, key and value are named).
-    """
-    import yaml
-    from pydantic import ValidationError
-
-    from pilot.sites import Site
-
-    shipped = resources.files("pilot").joinpath("site_configs")
-    by_path = "/" in name or name.endswith(".yaml")
-    shown = repr(name) if by_path else f"{name}.yaml"
-    file = Path(name) if by_path else shipped.joinpath(f"{name}.yaml")
-    if not by_path and not file.is_file():
-        names = sorted(one.name.removesuffix(".yaml") for one in shipped.iterdir() if one.name.endswith(".yaml"))
-        raise ConfigError(f"no site {name!r}; there are: {', '.join(names)}; a file of your own is given by its path")
-    try:
-        return Site.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigError(f"cannot read the site file {shown}: {exc}") from exc
-    except yaml.YAMLError as exc:
-        raise ConfigError(f"site file {shown} is not YAML: {exc}") from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"site file {shown}: {key!r} is {first.get('input')!r}: {first['msg']}") from exc

@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pilot.config import ProjectConfig, load_site
+from pilot.config import ProjectConfig
 from pilot.errors import InvalidInput, NotOffered
 from pilot.layout import Layout
 from pilot.resources import Resources
+from pilot.site_files import load_site
 from pilot.store import pilots
 from pilot.store.mongo import Store
 
@@ -29,7 +30,7 @@ def check(store: Store, config: ProjectConfig, needs: Resources) -> None:
     lacks = [layout.why_never(needs.key) for layout in up]
     if up and not all(lacks):
         return
-    site = load_site(config.site)
+    site = load_site(config.site, config)
     if limit := over(needs, site):
         raise InvalidInput(limit)
     if why := lacks[0] if lacks else _usual(needs, site):

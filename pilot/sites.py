@@ -267,6 +267,10 @@ class Site(_Part):
         return self
 
 
+PARTS: tuple[type[BaseModel], ...] = tuple(_Part.__subclasses__())
+"""All that a site file consists of."""
+
+
 def launchers(site: Site) -> dict[str, Any]:
     """Return, as plain data, what a child needs to know of its site; `Launchers.of` reads it."""
     return {

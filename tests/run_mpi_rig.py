@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pilot.config import load_site
 from pilot.model import Result
+from pilot.site_files import load_site
 from pilot.states import Outcome
 from tests.run_rig import Rig
 

@@ -18,8 +18,9 @@ import pytest
 
 from pilot.cli import common
 from pilot.cli.app import COMMANDS, run
-from pilot.config import create_project, load_project, load_site
+from pilot.config import create_project, load_project
 from pilot.signing import create_key
+from pilot.site_files import load_site
 from pilot.store import pilots
 from pilot.store.access import store_of
 

@@ -8,11 +8,11 @@ import pytest
 
 from pilot import suspects
 from pilot.board import Spot
-from pilot.config import load_site
 from pilot.layout import Layout, Seen, layout_of
 from pilot.model import machine_of, pretended_node
 from pilot.offers import over
 from pilot.resources import Resources
+from pilot.site_files import load_site
 
 GIB = 1 << 30
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pilot.config import load_site
 from pilot.executors.batch import pbs
 from pilot.executors.batch.scheduler import Scheduler
+from pilot.site_files import load_site
 from pilot.states import JobState
 from tests import batch_rig
 from tests.batch_rig import UP_S, User

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from pilot.config import load_site
 from pilot.errors import LauncherNotFound
 from pilot.executors.run import bind, launch
 from pilot.executors.run.launch import Blame, Launchers, blame, by_host, choose, flavour_of, in_launch_order
 from pilot.model import RankPlace, pretended_node
+from pilot.site_files import load_site
 from pilot.sites import Program, launchers
 from tests.run_mpi_rig import need, script
 

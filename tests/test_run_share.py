@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from pilot.config import load_site
 from pilot.executors.run import bind
+from pilot.site_files import load_site
 from pilot.sites import Node
 from pilot.states import Outcome
 from tests import run_tasks

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import BaseModel
 
-from pilot.config import load_site
+from pilot.config import create_project
 from pilot.errors import ConfigError
-from pilot.sites import Node, Program, Site, launchers
+from pilot.site_files import load_site, site_files, site_names
+from pilot.sites import PARTS, Site, launchers
 
-SHIPPED = sorted((Path(__file__).parent.parent / "site-configs").glob("*.yaml"))
+SHIPPED = Path(__file__).parent.parent / "site-configs"
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """Return a site file that is right."""
     path = tmp_path / "mine.yaml"
-    path.write_text(SHIPPED[0].read_text())
+    path.write_text((SHIPPED / "local.yaml").read_text())
     return path
 
 
@@ -32,12 +32,12 @@ def _with(file: Path, **changes: Any) -> str:
     return str(file)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_files_are_right(path: Path) -> None:
-    site = load_site(path.stem)
-    assert site.name == path.stem
+@pytest.mark.parametrize("name", site_names())
+def test_shipped_files_are_right(name: str) -> None:
+    site = load_site(name)
+    assert site.name == name
     assert site.default_program in site.programs
-    assert load_site(str(path)) == site
+    assert load_site(str(SHIPPED / f"{name}.yaml")) == site
 
 
 def test_a_file_of_ones_own_is_given_by_its_path(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,8 @@ def test_what_is_absent_is_discovered() -> None:
 
 
 _WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"slot": 3}, r"'slot' is 3: Extra inputs are not permitted"),
+    ({"slot": 3}, r"'slot' is 3: there is no such key here; did you mean 'slots'\?"),
+    ({"node": {"account": "m1"}}, r"'node.account' is 'm1': there is no such key here; did you mean 'account_required"),
     ({"slots": 0}, r"'slots' is 0: Input should be greater than or equal to 1"),
     ({"node": {"memory": "many"}}, r"'node.memory' is 'many': .*is not a size above zero; write e.g."),
     ({"node": {"gpu_variable": "GPUS"}}, r"'node.gpu_variable' is 'GPUS': Input should be 'CUDA_VISIBLE_DEVICES', "),
@@ -106,11 +107,15 @@ def test_errors_name_file_key_value_and_what_was_expected(file: Path, changes: d
         load_site(_with(file, **changes))
 
 
-def test_sites_that_are_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no site 'nowhere'; there are: .*local.*; a file of your own is given"):
-        load_site("nowhere")
-    with pytest.raises(ConfigError, match=r"cannot read the site file '.*none\.yaml': .*No such file"):
-        load_site(str(tmp_path / "none.yaml"))
+def test_all_that_is_wrong_is_told_up_to_five(file: Path) -> None:
+    wrong = {"slot": 3, "slots": 0, "start_s": "x", "node": {"memory": [], "gpus": -1}, "pretend_nodes": 0}
+    with pytest.raises(ConfigError) as caught:
+        load_site(_with(file, **wrong))
+    told = str(caught.value)
+    assert told.count(str(file)) == 1
+    assert "'node.memory' is []: " in told
+    assert told.count("; ") - told.count("; did you mean") == 5
+    assert told.endswith("; and 1 more")
 
 
 def test_files_that_are_no_yaml(file: Path) -> None:
@@ -118,13 +123,103 @@ def test_files_that_are_no_yaml(file: Path) -> None:
     with pytest.raises(ConfigError, match="is not YAML"):
         load_site(str(file))
     file.write_text("just words")
-    with pytest.raises(ConfigError, match="'just words'"):
+    with pytest.raises(ConfigError, match="is 'just words': expected keys and values"):
+        load_site(str(file))
+    file.write_text("name: empty")
+    with pytest.raises(ConfigError, match="'description' is missing; 'documentation' is missing"):
         load_site(str(file))
 
 
+# -- where they are searched for, and what they extend ---------------------------------------------
+
+
+class Folders:
+    """A project with site files of its own, and a folder named by ``$PILOT_SITES``."""
+
+    def __init__(self, root: Path, further: Path) -> None:
+        self.project = create_project(root)
+        self.own = self.project.sites_folder
+        self.own.mkdir()
+        self.further = further
+
+    def load(self, name: str) -> Site:
+        return load_site(name, self.project)
+
+
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
+    """Return the two folders, empty."""
+    further = tmp_path / "further"
+    further.mkdir()
+    monkeypatch.setenv("PILOT_SITES", f"{tmp_path / 'not there'}:{further}")
+    return Folders(tmp_path, further)
+
+
+def test_the_first_of_a_name_on_the_path_counts(folders: Folders) -> None:
+    for number, folder in enumerate((folders.own, folders.further), 1):
+        (folder / "mine.yaml").write_text(f"extends: slurm\nslots: {number}\n")
+        assert folders.load("mine").slots == number
+        assert folders.load("mine").name == "mine"
+        assert site_names(folders.project).count("mine") == 1
+    assert load_site("mine").slots == 2
+
+
+def test_single_keys_of_a_shipped_site_are_changed(folders: Folders) -> None:
+    (folders.own / "slurm.yaml").write_text("extends: slurm\nbatch: {queue: long, options: [--constraint=cpu]}\n")
+    (folders.further / "slurm.yaml").write_text("extends: slurm\nbatch: {account: m1}\n")
+    site, shipped = folders.load("slurm"), load_site(str(SHIPPED / "slurm.yaml"))
+    assert site.batch is not None
+    assert (site.batch.queue, site.batch.account, site.batch.options) == ("long", "m1", ("--constraint=cpu",))
+    assert (site.launcher, site.node, site.name) == (shipped.launcher, shipped.node, "slurm")
+    assert [file.path.parent for file in site_files("slurm", folders.project)][:2] == [folders.further, folders.own]
+
+
+def test_files_that_are_only_extended_are_no_sites(folders: Folders) -> None:
+    (folders.own / "_common.yaml").write_text("extends: slurm\nslots: 5\n")
+    (folders.own / "mine.yaml").write_text("extends: _common\nname: mine\n")
+    assert folders.load("mine").slots == 5
+    assert "_common" not in site_names(folders.project)
+
+
+def test_errors_name_the_file_in_which_the_value_stands(folders: Folders) -> None:
+    (folders.own / "_common.yaml").write_text("extends: slurm\nslots: 0\n")
+    (folders.own / "mine.yaml").write_text("extends: _common\nbatch: {quueue: x}\n")
+    with pytest.raises(ConfigError) as caught:
+        folders.load("mine")
+    assert re.search(r"site file '\S+/_common\.yaml': 'slots' is 0: Input should be gr", str(caught.value))
+    assert re.search(r"site file '\S+/mine\.yaml': 'batch\.quueue' is 'x': .* mean 'queue'", str(caught.value))
+
+
+def test_a_circle_is_refused(folders: Folders) -> None:
+    (folders.own / "a.yaml").write_text("extends: b\n")
+    (folders.own / "b.yaml").write_text("extends: a\n")
+    with pytest.raises(ConfigError, match=r"a\.yaml' extends itself in a circle: \S+a\.yaml → \S+b\.yaml → \S+a\.yaml"):
+        folders.load("a")
+
+
+@pytest.mark.parametrize(
+    ("base", "words"), [("a", "'a': expected another site"), ("nix", "'nix'"), ("[b]", "the name of")]
+)
+def test_what_is_extended_has_to_be_there(folders: Folders, base: str, words: str) -> None:
+    (folders.own / "a.yaml").write_text(f"extends: {base}\n")
+    with pytest.raises(ConfigError, match=rf"a\.yaml': 'extends' is .*{words}"):
+        folders.load("a")
+
+
+def test_sites_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no site 'slrum'; did you mean 'slurm'\? `pilot site list` shows all"):
+        load_site("slrum")
+    with pytest.raises(ConfigError, match=r"no site 'nowhere'; `pilot site list`"):
+        load_site("nowhere")
+    with pytest.raises(ConfigError, match=r"cannot read the site file '.*none\.yaml': .*No such file"):
+        load_site(str(tmp_path / "none.yaml"))
+
+
+# -- documentation --------------------------------------------------------------------------------
+
+
 def _fields() -> Iterator[tuple[str, Any]]:
-    models: list[type[BaseModel]] = [Site, Node, Program]
-    for model in models:
+    for model in PARTS:
         for name, field in model.model_fields.items():
             yield f"{model.__name__}.{name}", field
 

@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 import pilot
-from pilot.config import load_site
 from pilot.executors.batch import slurm
 from pilot.executors.batch.scheduler import Scheduler
+from pilot.site_files import load_site
 from pilot.states import JobState
 from tests import batch_rig, pilot_tasks
 from tests.batch_rig import UP_S, User

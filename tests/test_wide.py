@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import pilot
-from pilot.config import load_site
 from pilot.errors import InvalidInput, NotOffered
+from pilot.site_files import load_site
 from pilot.sites import launchers
 from pilot.store import pilots
 from tests import pilot_tasks, wide_tasks

@@ -18,9 +18,10 @@ import click
 from pilot import signing
 from pilot.cli import fleet, queries, text
 from pilot.cli.common import Command, console, emit, escaped, json_option, now
-from pilot.config import ProjectConfig, find_project, load_site
+from pilot.config import ProjectConfig, find_project
 from pilot.errors import PilotError
 from pilot.executors.run.scrub import scrubbed
+from pilot.site_files import load_site
 from pilot.states import PilotState
 from pilot.store import access, dependants, invariants, mongod, pilots, spool
 from pilot.store.mongo import Store

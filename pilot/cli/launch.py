@@ -10,10 +10,11 @@ from pathlib import Path
 
 from pilot import signing
 from pilot.allocation import agent_argv, pilot_settings
-from pilot.config import ProjectConfig, load_site
+from pilot.config import ProjectConfig
 from pilot.errors import PilotDied
 from pilot.executors.batch import local
 from pilot.executors.run.orphans import kill_orphans
+from pilot.site_files import load_site
 from pilot.store import pilots
 from pilot.store.mongo import Store
 
@@ -95,7 +96,7 @@ def start(
         ProjectError: the project's key is missing or open to others.
     """
     signing.load_key(config.key_file)  # else its agent would find out, and be asked for its last words
-    settings = pilot_settings(config, load_site(site or config.site), slots, slot_cores, walltime_s, idle_s)
+    settings = pilot_settings(config, load_site(site or config.site, config), slots, slot_cores, walltime_s, idle_s)
     if walltime_s is not None:
         settings = replace(settings, end_at=time.time() + walltime_s)
     argv, folder = agent_argv(config, settings), config.pilot_folder(settings.pilot)

@@ -14,9 +14,9 @@ from pilot import allocation
 from pilot.cli import fleet, launch, text
 from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell, waiting
 from pilot.cli.completion import pilots as complete_pilots
-from pilot.config import load_site
 from pilot.errors import PilotDied
 from pilot.settings import PilotSettings
+from pilot.site_files import load_site
 from pilot.states import PilotState
 from pilot.store import pilots as store_pilots
 from pilot.store.mongo import Store
@@ -53,7 +53,7 @@ def up(
     job. It stays until `pilot down`, its --walltime or --idle.
     """
     with opened() as project:
-        machine = load_site(site or project.config.site)
+        machine = load_site(site or project.config.site, project.config)
         if machine.batch is not None:
             settings = allocation.pilot_settings(project.config, machine, slots, cores_per_slot, walltime, idle)
             settings = replace(settings, nodes=nodes or 1)

@@ -13,8 +13,9 @@ from pilot import signing
 from pilot.cli import common
 from pilot.cli.common import Command, console, escaped, tell
 from pilot.cli.store import where
-from pilot.config import FOLDER, ProjectConfig, create_project, find_project, load_project, load_site
+from pilot.config import FOLDER, ProjectConfig, create_project, find_project, load_project
 from pilot.errors import PilotError, ProjectError, ProjectExists, ProjectNotFound, StoreError
+from pilot.site_files import is_path, load_site
 from pilot.store import access, schema
 from pilot.store.local import LocalServer
 
@@ -43,7 +44,7 @@ def init(uri: str | None, site: str, directory: str) -> None:
 
 def _settled(site: str) -> str:
     """Return a site file's path so that it means the same in every directory."""
-    return str(Path(site).resolve()) if "/" in site or site.endswith(".yaml") else site
+    return str(Path(site).resolve()) if is_path(site) else site
 
 
 def _half_made(root: Path) -> ProjectConfig | None:
