@@ -14,7 +14,7 @@ from pilot.config import ProjectConfig
 from pilot.errors import InvalidInput, PilotError, SchedulerUnreachable
 from pilot.executors.batch.jobs import Request
 from pilot.executors.batch.scheduler import Scheduler, system_of
-from pilot.executors.batch.script import script
+from pilot.executors.batch.script import export, script
 from pilot.offers import usual_slots
 from pilot.settings import PilotSettings, new_pilot_id
 from pilot.sites import launchers
@@ -23,7 +23,7 @@ from pilot.store import pilots
 from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
-    from pilot.sites import Batch, Site
+    from pilot.sites import Batch, Node, Site
 
 WARNING_S = 90.0
 """A batch system may warn so much too late: Slurm's signals come with its own clock, up to a minute off."""
@@ -78,28 +78,42 @@ def agent_argv(config: ProjectConfig, settings: PilotSettings) -> list[str]:
     return [sys.executable, "-P", "-m", "pilot.agent", str(path)]
 
 
-def request_of(batch: Batch, settings: PilotSettings, queue: str = "", account: str = "") -> Request:
-    """Return what the batch system is asked for.
+def request_of(site: Site, settings: PilotSettings, queue: str = "", account: str = "") -> Request:
+    """Return what the site's batch system is asked for.
 
     Raises:
         InvalidInput: no walltime is given; without one nobody knows when to drain.
     """
+    batch = site.batch
+    assert batch is not None
     if settings.walltime_s is None:
         raise InvalidInput(f"a pilot of site {settings.site!r} needs a walltime: `--walltime 2h`")
+    queue, account = queue or batch.queue, account or batch.account
     return Request(
         f"pilot-{settings.pilot}", settings.nodes, settings.walltime_s,
         warn_s=math.ceil(min(settings.drain_s + WARNING_S, settings.walltime_s / 2)),
-        queue=queue or batch.queue, account=account or batch.account,
-        options=tuple(option.format(nodes=settings.nodes) for option in batch.options), requeue=settings.requeue,
+        queue=queue, queue_option=batch.queue_option, account=account, account_option=batch.account_option,
+        options=_options(batch, site.node, settings.nodes, queue, account), requeue=settings.requeue,
         smaller=settings.nodes > settings.block_nodes,
     )  # fmt: skip
+
+
+def _options(batch: Batch, node: Node, nodes: int, queue: str, account: str) -> tuple[str, ...]:
+    """Return the site's further directives with their numbers filled in, then those of the queue."""
+    of_queue = batch.queues[queue].options if queue in batch.queues else ()
+    places = {
+        "nodes": nodes, "cores": nodes * (node.cores or 0), "gpus": nodes * node.gpus,
+        "memory_mb": nodes * (node.memory_bytes or 0) // (1 << 20), "account": account,
+    }  # fmt: skip
+    return tuple(option.format(**places) for option in (*batch.options, *of_queue))
 
 
 def batch_script(batch: Batch, request: Request, argv: Sequence[str]) -> str:
     """Return the script of a pilot. Pure: the same site and request give the same text."""
     modules = [f"module load {shlex.quote(module)}" for module in batch.modules]
+    exports = [export(name, value) for name, value in batch.env.items()]
     directives = system_of(batch.system).directives(request)
-    return script(directives, [*modules, *batch.setup], argv, batch.login_shell)
+    return script(directives, [*modules, *exports, *batch.setup], argv, batch.login_shell)
 
 
 def submit(
@@ -121,7 +135,7 @@ def submit(
         SchedulerError: the batch system did not answer, or is not there.
     """
     assert site.batch is not None
-    request = request_of(site.batch, settings, queue, account)
+    request = request_of(site, settings, queue, account)
     text = batch_script(site.batch, request, agent_argv(config, settings))
     folder = config.pilot_folder(settings.pilot)
     path = folder / "job.sh"

@@ -44,10 +44,13 @@ def _child(path: str, rank: int, host: str) -> int:
     from pilot.store.objects import Objects
 
     ends = inherit()
-    settings = _read(path)["settings"]
+    config = _read(path)
+    settings, launchers = config["settings"], config["settings"]["launchers"]
+    if launchers:
+        launchers["job"] = config["job"]
     root = str(settings["root"])
     isolated = (sys.executable, "-P", "-m", "pilot.pool_main", "--isolated", path)
-    place = Place(rank, rank, host, root, f"{root}/.pilot/work", settings["launchers"], isolated)
+    place = Place(rank, rank, host, root, f"{root}/.pilot/work", launchers, isolated)
     serve(ends, place, Objects(f"{root}/.pilot/objects"))
     return 0
 

@@ -10,13 +10,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 from pilot import suspects
 from pilot.errors import LauncherNotFound
+from pilot.executors.run.launch import host_lines
 from pilot.executors.run.scrub import scrubbed
 from pilot.settings import PilotSettings, ranks_file, recycle_file
 
@@ -37,16 +38,6 @@ class Block(NamedTuple):
     """What the launcher needs to know of that job."""
     of: int = 1
     """How many blocks the pilot has."""
-
-
-def host_lines(settings: PilotSettings, hosts: Sequence[str]) -> list[str]:
-    """Return the lines that tell a launcher the nodes: the first has a rank more, the coordinator."""
-    lines = []
-    for number, host in enumerate(hosts):
-        ranks = settings.slots + (number == 0)
-        line = settings.host_line.format(host=host, ranks=ranks)
-        lines += [line] * (ranks if settings.line_per_rank else 1)
-    return lines
 
 
 class PoolProcess:
@@ -76,7 +67,10 @@ class PoolProcess:
             "steps_max": None if s.steps_max is None else max(1, s.steps_max // self._block.of),
         }  # fmt: skip
         self._config.write_text(json.dumps(told) + "\n")
-        self._hostfile.write_text("".join(f"{line}\n" for line in host_lines(s, hosts)))
+        ranks = {
+            host: s.slots + (number == 0) for number, host in enumerate(hosts)
+        }  # the first has the coordinator too
+        self._hostfile.write_text(host_lines(s.host_line, s.line_per_rank, ranks))
         places = {"ranks": slots + 1, "nodes": max(1, len(hosts)), "hostfile": self._hostfile}
         words = [*s.launcher, *(s.one_node if len(hosts) == 1 else ())]
         program = [part.format(**places) for part in words]

@@ -11,7 +11,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pilot.resources import parse_duration, parse_size
 
 _PLACES = frozenset({"ranks", "hostfile", "nodes"})
-_NODES = frozenset({"nodes"})
+_IN_JOB = _PLACES | {"job"}
+_OF_JOB = frozenset({"nodes", "cores", "gpus", "memory_mb", "account"})
+_OF_NODE = {"cores": "cores", "memory_mb": "memory"}
+"""Of those, what cannot be worked out without a key of `node`."""
+_HOSTFILE = frozenset({"hostfile"})
 _HOST_PLACES = frozenset({"host", "ranks"})
 
 
@@ -92,10 +96,11 @@ class Node(_Part):
 class Program(_Part):
     """How MPI programs of one flavour are started."""
 
-    launcher: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _PLACES))], ...] = Field(
+    launcher: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _IN_JOB))], ...] = Field(
         min_length=1,
         description="command that starts a program, which is appended: {hostfile} has the nodes, {ranks} and {nodes} "
-        "are numbers. The first word may name several programs, divided by `|`: the first that is there is taken",
+        "are numbers, {job} is the batch job. The first word may name several programs, divided by `|`: the first that "
+        "is there is taken",
     )
     says: str = Field(
         default="",
@@ -104,7 +109,12 @@ class Program(_Part):
     host_line: Annotated[str, AfterValidator(lambda text: _places(text, _HOST_PLACES))] = Field(
         default="{host}:{ranks}", description="one line of the host file: {host} and the number of {ranks} there"
     )
-    env: dict[str, str] = Field(default_factory=dict, description="variables set for the launcher")
+    line_per_rank: bool = Field(
+        default=False, description="whether the host file has a line for each rank instead of one for each node"
+    )
+    env: dict[str, Annotated[str, AfterValidator(lambda text: _places(text, _HOSTFILE))]] = Field(
+        default_factory=dict, description="variables set for the launcher; {hostfile} is filled in"
+    )
     step: Literal["never", "several_nodes", "always"] = Field(
         default="never", description="which starts take one of the batch system's job steps"
     )
@@ -124,7 +134,7 @@ class Launcher(_Part):
     line_per_rank: bool = Field(
         default=False, description="whether the host file has a line for each rank instead of one for each node"
     )
-    env: dict[str, Annotated[str, AfterValidator(lambda text: _places(text, frozenset({"hostfile"})))]] = Field(
+    env: dict[str, Annotated[str, AfterValidator(lambda text: _places(text, _HOSTFILE))]] = Field(
         default_factory=dict, description="variables set for the launcher; {hostfile} is filled in"
     )
     one_node: tuple[str, ...] = Field(default=(), description="further words of the command, for pools on one node")
@@ -182,8 +192,8 @@ class Queue(_Part):
     )
     max_queued: int | None = Field(default=None, ge=1, description="most jobs of a user in the queue, running or not")
     max_running: int | None = Field(default=None, ge=1, description="most jobs of a user that run at a time")
-    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _NODES))], ...] = Field(
-        default=(), description="further directives of jobs in this queue; {nodes} is filled in"
+    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _OF_JOB))], ...] = Field(
+        default=(), description="further directives of jobs in this queue, as those of `batch`"
     )
 
     def longest(self, nodes: int) -> float | None:
@@ -202,16 +212,31 @@ class Batch(_Part):
         default="", description='directive that names the queue, "--qos={queue}"; absent: the batch system\'s usual one'
     )
     queues: dict[str, Queue] = Field(default_factory=dict, description="what is known of its queues, by name")
+    account_option: Annotated[str, AfterValidator(lambda text: _places(text, frozenset({"account"})))] = Field(
+        default="",
+        description='directive that names the account, "-P {account}"; absent: the batch system\'s usual one',
+    )
     account_required: bool = Field(default=False, description="whether a pilot without an account is refused at once")
     account: str = Field(default="", description="what the time is charged to; absent: the batch system's default")
-    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _NODES))], ...] = Field(
-        default=(), description="further directives; {nodes} is filled in: `--exclusive`, `-l select={nodes}:ncpus=4`"
+    options: tuple[Annotated[str, AfterValidator(lambda text: _places(text, _OF_JOB))], ...] = Field(
+        default=(),
+        description="further directives: `--exclusive`, `-l select={nodes}:ncpus=4`; filled in are {nodes}, {cores}, "
+        "{gpus} and {memory_mb} of all nodes together, and {account}",
     )
     modules: tuple[str, ...] = Field(default=(), description="modules to load before the agent starts")
     setup: tuple[str, ...] = Field(default=(), description="lines of shell to run before the agent starts")
     env: dict[str, str] = Field(default_factory=dict, description="variables to set before the agent starts")
     login_shell: bool = Field(default=False, description="whether the user's profile is read first")
     requeue: bool = Field(default=False, description="whether the batch system may start a pilot a second time")
+
+
+def _computable(batch: Batch, node: Node) -> None:
+    """Refuse directives for which a number of the node is missing."""
+    options = [*batch.options, *(option for queue in batch.queues.values() for option in queue.options)]
+    for option in options:
+        for place, key in _OF_NODE.items():
+            if f"{{{place}}}" in option and getattr(node, key) is None:
+                raise ValueError(f"{option!r} of batch has {{{place}}}, but node.{key} is not given: expected it")
 
 
 class Site(_Part):
@@ -259,6 +284,8 @@ class Site(_Part):
             raise ValueError(f"default_program is {self.default_program!r}, expected one of {sorted(self.programs)}")
         if self.batch and self.slots is None and self.node.cores is None:
             raise ValueError("neither slots nor node.cores is given: expected one, as this is not the machine itself")
+        if self.batch:
+            _computable(self.batch, self.node)
         if self.max_concurrent_steps is not None and not self.steps:
             raise ValueError(
                 f"max_concurrent_steps is {self.max_concurrent_steps}, but no flavour under 'programs' takes a step: "

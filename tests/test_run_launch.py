@@ -105,13 +105,13 @@ def test_a_missing_launcher_is_named_with_what_to_install(tmp_path: Path) -> Non
 
 
 def test_the_environment_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = launch.Program(("x",), "", "", {"SITE": "s", "BOTH": "s"})
+    program = launch.Program(("x",), "", "", False, {"SITE": "s", "BOTH": "s"})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    user = launch.Chosen("openmpi", "x", program).environment({"A": "a", "BOTH": "a"}, {"BOTH": "own"})
+    user = launch.Chosen("openmpi", "x", program).environment({"A": "a", "BOTH": "a"}, {"BOTH": "own"}, "/h")
     assert user == {"A": "a", "SITE": "s", "BOTH": "own"}
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert launch.Chosen("mpich", "x", program).environment({}, {}) == {"SITE": "s", "BOTH": "s"}
-    root = launch.Chosen("openmpi", "x", program).environment({}, {})
+    assert launch.Chosen("mpich", "x", program).environment({}, {}, "/h") == {"SITE": "s", "BOTH": "s"}
+    root = launch.Chosen("openmpi", "x", program).environment({}, {}, "/h")
     assert {name for name in root if "ROOT" in name} == {
         "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "PRTE_ALLOW_RUN_AS_ROOT",
         "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM",

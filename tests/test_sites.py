@@ -79,7 +79,7 @@ def test_what_is_absent_is_discovered() -> None:
 
 _WRONG: list[tuple[dict[str, Any], str]] = [
     ({"slot": 3}, r"'slot' is 3: there is no such key here; did you mean 'slots'\?"),
-    ({"node": {"account": "m1"}}, r"'node.account' is 'm1': there is no such key here; did you mean 'account_required"),
+    ({"node": {"account": "m1"}}, r"'node.account' is 'm1': there is no such key here; did you mean 'account_"),
     ({"slots": 0}, r"'slots' is 0: Input should be greater than or equal to 1"),
     ({"node": {"memory": "many"}}, r"'node.memory' is 'many': .*is not a size above zero; write e.g."),
     ({"node": {"gpu_variable": "GPUS"}}, r"'node.gpu_variable' is 'GPUS': Input should be 'CUDA_VISIBLE_DEVICES', "),

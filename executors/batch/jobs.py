@@ -19,7 +19,11 @@ class Request(NamedTuple):
     warn_s: int = 0
     """It is warned by SIGUSR1 so long before its end, where the batch system can; 0: not."""
     queue: str = ""
+    queue_option: str = ""
+    """The directive that names the queue, ``--qos={queue}``; empty: the batch system's usual one."""
     account: str = ""
+    account_option: str = ""
+    """The same of the account."""
     options: tuple[str, ...] = ()
     """Further directives of the batch system, each as one word: ``--constraint=gpu``."""
     requeue: bool = False

@@ -87,9 +87,9 @@ def directives(request: Request) -> list[str]:
         f"-r {'y' if request.requeue else 'n'}",
     ]
     if request.queue:
-        options.append(f"-q {request.queue}")
+        options.append((request.queue_option or "-q {queue}").format(queue=request.queue))
     if request.account:
-        options.append(f"-A {request.account}")
+        options.append((request.account_option or "-A {account}").format(account=request.account))
     return [directive("#PBS", option) for option in (*options, *request.options)]
 
 

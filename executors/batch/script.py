@@ -12,6 +12,8 @@ from pilot.errors import InvalidInput
 _PLAIN = re.compile(r"[\w@%+=:,./&|()\[\]{}*<>^~!;?$-]+( [\w@%+=:,./&|()\[\]{}*<>^~!;?$-]+)*")
 """What may stand in a directive as it is: words without quotes, backslashes and the sign of a comment."""
 
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
 
 def script(directives: Sequence[str], setup: Sequence[str], argv: Sequence[str], login_shell: bool = False) -> str:
     """Return the script.
@@ -20,7 +22,7 @@ def script(directives: Sequence[str], setup: Sequence[str], argv: Sequence[str],
 
     Args:
         directives: whole lines, ``#SBATCH …`` or ``#PBS …``.
-        setup: lines of shell from the site's file, in this order.
+        setup: lines of shell that come first, in this order.
         argv: what runs; any characters.
         login_shell: whether the user's profile is to be read first; some sites define `module` only there.
     """
@@ -29,6 +31,20 @@ def script(directives: Sequence[str], setup: Sequence[str], argv: Sequence[str],
             raise InvalidInput(f"cannot write a batch script: {word!r} has a NUL in it")
     first = "#!/bin/bash -l" if login_shell else "#!/bin/bash"
     return "\n".join([first, *directives, "", *setup, f"exec {shlex.join(argv)}", ""])
+
+
+def export(name: str, value: str) -> str:
+    """Return the line of shell that sets a variable, whatever characters its value has.
+
+    Raises:
+        InvalidInput: the name is none of a variable, or the value has a NUL in it.
+    """
+    if not _NAME.fullmatch(name) or "\0" in value:
+        raise InvalidInput(
+            f"cannot set the variable {name!r} to {value!r} in a batch script: expected a name of letters, digits and "
+            "underscores, and a value without NUL"
+        )
+    return f"export {name}={shlex.quote(value)}"
 
 
 def directive(prefix: str, option: str) -> str:

@@ -99,9 +99,9 @@ def directives(request: Request) -> list[str]:
     if request.smaller:
         options.append("--no-kill")
     if request.queue:
-        options.append(f"--partition={request.queue}")
+        options.append((request.queue_option or "--partition={queue}").format(queue=request.queue))
     if request.account:
-        options.append(f"--account={request.account}")
+        options.append((request.account_option or "--account={account}").format(account=request.account))
     return [directive("#SBATCH", option) for option in (*options, *request.options)]
 
 

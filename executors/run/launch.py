@@ -36,6 +36,7 @@ class Program(NamedTuple):
     launcher: tuple[str, ...]
     says: str
     host_line: str
+    line_per_rank: bool
     env: Mapping[str, str]
 
 
@@ -49,6 +50,8 @@ class Launchers(NamedTuple):
     """Time in which a launcher must have started a first rank."""
     gpu_variable: str
     """Tells a process which GPUs it may use; empty: the site has none."""
+    job: str = ""
+    """The batch job that the pilot is; empty: it is none."""
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Launchers:
@@ -56,10 +59,10 @@ class Launchers(NamedTuple):
         if not plain:
             return cls({}, "mpich", 60.0, "")
         programs = {
-            flavour: Program(tuple(one["launcher"]), one["says"], one["host_line"], one["env"])
+            flavour: Program(tuple(one["launcher"]), one["says"], one["host_line"], one["line_per_rank"], one["env"])
             for flavour, one in plain["programs"].items()
         }
-        return cls(programs, plain["default"], plain["start_s"], plain["gpu_variable"])
+        return cls(programs, plain["default"], plain["start_s"], plain["gpu_variable"], plain.get("job") or "")
 
 
 # -- hosts ----------------------------------------------------------------------------------------
@@ -76,6 +79,15 @@ def by_host(ranks: Sequence[RankPlace]) -> dict[str, list[RankPlace]]:
 def in_launch_order(ranks: Sequence[RankPlace]) -> tuple[RankPlace, ...]:
     """Return the ranks as a launcher numbers them: those of one host together."""
     return tuple([rank for here in by_host(ranks).values() for rank in here])
+
+
+def host_lines(host_line: str, line_per_rank: bool, hosts: Mapping[str, int]) -> str:
+    """Return what a launcher's host file says, given how many ranks each host gets."""
+    lines = []
+    for host, ranks in hosts.items():
+        line = host_line.format(host=host, ranks=ranks) + "\n"
+        lines += [line] * (ranks if line_per_rank else 1)
+    return "".join(lines)
 
 
 # -- which MPI ------------------------------------------------------------------------------------
@@ -139,14 +151,14 @@ class Chosen(NamedTuple):
     path: str
     program: Program
 
-    def line(self, ranks: int, nodes: int, hostfile: str) -> list[str]:
+    def line(self, ranks: int, nodes: int, hostfile: str, job: str = "") -> list[str]:
         """Return its words, up to the program that it starts."""
-        places = {"ranks": ranks, "nodes": nodes, "hostfile": hostfile}
+        places = {"ranks": ranks, "nodes": nodes, "hostfile": hostfile, "job": job}
         return [self.path, *(word.format(**places) for word in self.program.launcher[1:])]
 
-    def environment(self, env: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, env: Mapping[str, str], own: Mapping[str, str], hostfile: str) -> dict[str, str]:
         """Return `env` with what the site and the flavour need; what the command sets itself (`own`) stands."""
-        added = dict(self.program.env)
+        added = {name: value.format(hostfile=hostfile) for name, value in self.program.env.items()}
         if self.flavour == "openmpi" and os.geteuid() == 0:
             added |= {name + suffix: "1" for name in _ROOT for suffix in ("", "_CONFIRM")}
         return {**env, **added, **own}

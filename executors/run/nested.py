@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pilot.executors.run import bind
 from pilot.executors.run.command import redirection
-from pilot.executors.run.launch import Blame, Launchers, blame, by_host, choose
+from pilot.executors.run.launch import Blame, Launchers, blame, by_host, choose, host_lines
 from pilot.executors.run.orphans import kill_orphans
 from pilot.executors.run.scrub import MARK, OURS
 from pilot.model import RankPlace, Work
@@ -118,8 +118,8 @@ class Nested:
         hostfile, shares = os.path.join(folder, "hosts"), os.path.join(folder, "ranks")
         started = os.path.join(folder, "started")
         with open(hostfile, "w", encoding="utf-8") as file:
-            for host, here in hosts.items():
-                file.write(chosen.program.host_line.format(host=host, ranks=len(here)) + "\n")
+            how = chosen.program.host_line, chosen.program.line_per_rank
+            file.write(host_lines(*how, {host: len(here) for host, here in hosts.items()}))
         told = {
             "started": started,
             "ranks": [(host, place.cpus, place.gpus) for host, here in hosts.items() for place in here],
@@ -129,9 +129,9 @@ class Nested:
         }
         with open(shares, "wb") as file:
             file.write(marshal.dumps(told))
-        line = chosen.line(ranks, len(hosts), hostfile)
+        line = chosen.line(ranks, len(hosts), hostfile, self._launchers.job)
         wrapper = [sys.executable, "-S", "-E", "-P", os.path.abspath(bind.__file__), shares]
-        env = chosen.environment(program.env, program.own)
+        env = chosen.environment(program.env, program.own, hostfile)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.posix_spawn(
