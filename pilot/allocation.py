@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 import sys
@@ -10,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from pilot import limits
 from pilot.config import ProjectConfig
 from pilot.errors import InvalidInput, PilotError, SchedulerUnreachable
 from pilot.executors.batch.jobs import Request
@@ -24,6 +26,8 @@ from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
     from pilot.sites import Batch, Node, Site
+
+log = logging.getLogger(__name__)
 
 WARNING_S = 90.0
 """A batch system may warn so much too late: Slurm's signals come with its own clock, up to a minute off."""
@@ -130,12 +134,16 @@ def submit(
     script, the job's id and what the job prints.
 
     Raises:
-        InvalidInput: no walltime is given, or a value cannot stand in a script.
+        InvalidInput: no walltime is given, a value cannot stand in a script, or the site's queue takes no such pilot;
+            nothing was written or submitted.
         SubmissionRejected: with the batch system's own words; the pilot has ended.
         SchedulerError: the batch system did not answer, or is not there.
     """
     assert site.batch is not None
     request = request_of(site, settings, queue, account)
+    limits.check(site, request.nodes, request.walltime_s, request.queue, request.account)
+    if words := limits.doubt(site, request.queue):
+        log.warning("%s", words)
     text = batch_script(site.batch, request, agent_argv(config, settings))
     folder = config.pilot_folder(settings.pilot)
     path = folder / "job.sh"
