@@ -355,7 +355,10 @@ def test_doctor_tries_the_launcher(
     launcher = own / "launch"
     launcher.write_text(f"#!/bin/sh\n{script}\n")
     launcher.chmod(0o755)
-    site = load_site().model_copy(update={"launcher": (str(launcher), "{ranks}")})
+    site = load_site()
+    site = site.model_copy(
+        update={"launcher": site.launcher.model_copy(update={"command": (str(launcher), "{ranks}")})}
+    )
     monkeypatch.setattr("pilot.cli.doctor.load_site", lambda name: site)
     doctor = call("doctor")
     assert doctor.code == 1
