@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 import pilot
 from pilot.executors.batch.scheduler import Scheduler
 from pilot.states import OVER, JobState
+from pilot.store import pilots
 from tests import pilot_tasks
 from tests.rig import Rig, wait_until
 
@@ -68,8 +70,17 @@ class User:
     def words(self, name: str) -> str:
         """Return everything that a pilot has left in its folder."""
         folder = self.rig.config.pilot_folder(name)
-        texts = [f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(folder.glob("*.*"))]
-        return "\n".join(texts)
+        logs = [path for path in sorted(folder.glob("*.*")) if path.suffix in (".log", ".out")]
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in logs)
+
+    def log(self, asked: dict[str, Any]) -> Callable[[], str]:
+        """Return what tells everything of a pilot, for time-outs."""
+        return lambda: self.words(asked["pilot"])
+
+    def pilot(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return a pilot's document."""
+        (found,) = [doc for doc in pilots.listing(self.rig.store) if doc["_id"] == asked["pilot"]]
+        return found
 
     def await_up(self, asked: dict[str, Any]) -> None:
         """Wait until a pilot takes work."""
@@ -134,9 +145,9 @@ def check_its_work_is_given_back_when_it_is_cancelled(user: User, asked: dict[st
     assert "SIGTERM" in user.view(asked["pilot"])["reason"]
 
 
-def check_it_ends_before_its_time(user: User) -> None:
+def check_it_ends_before_its_time(user: User, walltime: str) -> None:
     """Let a short walltime pass: the agent drains before its end, so that nobody kills it."""
-    asked = json.loads(user.run("up", "--site", str(user.site), "--walltime", "1m", "--json"))
+    asked = json.loads(user.run("up", "--site", str(user.site), "--walltime", walltime, "--json"))
     user.await_up(asked)
     assert user.await_over(asked["job"]) is JobState.COMPLETED
     assert user.view(asked["pilot"])["state"] == "ended"

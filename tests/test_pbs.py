@@ -75,7 +75,7 @@ def test_a_pilot_that_is_deleted(user: User) -> None:
 
 
 def test_the_walltime(user: User) -> None:
-    batch_rig.check_it_ends_before_its_time(user)
+    batch_rig.check_it_ends_before_its_time(user, "25s")
 
 
 def test_a_job_that_fails_before_its_agent_begins(user: User) -> None:

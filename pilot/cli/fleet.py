@@ -109,7 +109,8 @@ def _fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, F
             state, ttl_s = PilotState(doc["state"]), doc.get("ttl_s", 30.0)
             found = fates[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, jobs.get(doc["job"]), since_s)
             if found.lost:
-                pilots.end(store, doc["_id"], PilotState.LOST, found.words)
+                words = "; ".join(filter(None, (doc.get("reason"), found.words)))
+                pilots.end(store, doc["_id"], PilotState.LOST, words)
     return fates
 
 
