@@ -108,7 +108,9 @@ class Agent:
         state = PilotState.ENDED
         self._guarded(
             "write the final state",
-            lambda: pilots.end(self._store, self._settings.pilot, state, self._reason, self._token),
+            lambda: pilots.end(
+                self._store, self._settings.pilot, state, self._reason, self._token, failed=not self._wish
+            ),
         )
         logger.info("pilot %s ended: %s", self._settings.pilot, self._reason)
         return 0 if self._wish else 1

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pilot import allocation
-from pilot.cli import fleet, launch, text
+from pilot import allocation, fleet, launch
+from pilot.cli import text
 from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell, waiting
 from pilot.cli.completion import pilots as complete_pilots
 from pilot.config import load_site

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from pilot import explain
-from pilot.cli import facts, fleet, queries, text
+from pilot import explain, fleet
+from pilot.cli import facts, queries, text
 from pilot.cli import store as store_cli
 from pilot.cli.common import Command, Opened, Rows, console, emit, escaped, json_option, now, opened, points
 from pilot.cli.pilots import print_pilots
@@ -67,7 +67,7 @@ def _look(project: Opened) -> _Overview:
     return _Overview(
         project, moment, store_cli.describe(project.config), counts, fleet.look(store, moment, limit=50), problems,
         queries.errors(store, problems), queries.failed_upstream(store) if problems else 0,
-        spool.waiting(project.config.spool_folder), explain.held_up(queries.ready(store), facts.up(store, moment)),
+        spool.waiting(project.config.spool_folder), explain.held_up(tasks.ready_counts(store), facts.up(store, moment)),
     )  # fmt: skip
 
 
