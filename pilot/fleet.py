@@ -84,7 +84,7 @@ def look(store: Store, now: datetime, live_only: bool = False, limit: int = 100,
     if any(doc["state"] in LIVE for doc in docs):
         for pool in pilots.pools(store):
             pools[pool["pilot"]].append(pool)
-    return [_view(doc, pools[doc["_id"]], now, found.get(doc["_id"])) for doc in docs]
+    return [view_of(doc, pools[doc["_id"]], now, found.get(doc["_id"])) for doc in docs]
 
 
 def fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fate]:
@@ -122,7 +122,15 @@ def _silent_s(doc: Document, now: datetime) -> float:
     return float((now - seen).total_seconds()) - allowed
 
 
-def _view(doc: Document, pools: Sequence[Document], now: datetime, found: Fate | None) -> View:
+def view_of(doc: Document, pools: Sequence[Document], now: datetime, found: Fate | None = None) -> View:
+    """Return a pilot as it is seen.
+
+    Args:
+        doc: of it.
+        pools: its live ones.
+        now: the time.
+        found: what its batch system let conclude.
+    """
     seen: datetime = doc.get("seen") or doc["created"]
     heartbeat_s = max(0.0, (now - seen).total_seconds()) if doc["state"] in LIVE else None
     state = str(doc["state"])

@@ -309,9 +309,9 @@ class _Round:
         return needs.walltime_s or self._mean_s
 
     def _serve(self, key: str, count: int) -> int:
-        """Share the tasks of a class among pilots, those that have to be asked for included; return how many wait on."""
+        """Share the tasks of a class among pilots, new ones if need be; return how many are left."""
         needs = Resources.from_key(key)
-        seconds, horizon_s = self._seconds(needs), _usable(self._wishes.walltime_s)
+        seconds, horizon_s = self._seconds(needs), usable(self._wishes.walltime_s)
         for supply in self._supplies:
             count -= supply.take(key, count, seconds, horizon_s)
         if not count:
@@ -328,7 +328,7 @@ class _Round:
     def _ask_for(self, wanted: Wanted) -> None:
         self._wanted.append(wanted)
         layouts = self._machine.layouts(wanted.nodes)
-        self._supplies.append(_Supply(Seen(layouts, _usable(wanted.walltime_s)), self._mean_s))
+        self._supplies.append(_Supply(Seen(layouts, usable(wanted.walltime_s)), self._mean_s))
 
     def _why(self, left: int, total: int, short: int) -> str:
         never = sum(self._facts.ready[key] for key in self._never)
@@ -367,11 +367,11 @@ class _Round:
             return why[0]
         walltimes = {nodes: self._walltime(nodes, needs.walltime_s or 0.0) for nodes in self._sizes(least, most)}
         for nodes, walltime_s in walltimes.items():
-            if needs.walltime_s is None or needs.walltime_s <= _usable(walltime_s):
+            if needs.walltime_s is None or needs.walltime_s <= usable(walltime_s):
                 found = Wanted(nodes, walltime_s)
                 return found if high is None or most is None else self._grown(found, needs, count, most)
-        longest = max(walltimes.values())
-        return f"a walltime of {_minutes(needs.walltime_s or 0)} is needed, a pilot here has at most {_minutes(longest)}"
+        needed, longest = _minutes(needs.walltime_s or 0.0), _minutes(max(walltimes.values()))
+        return f"it needs a walltime of {needed}, a pilot here has at most {longest}"
 
     def _sizes(self, least: int, most: int | None) -> list[int]:
         """Return the numbers of nodes that are worth a look: the fewest, and where the queue's walltimes change."""
@@ -382,13 +382,13 @@ class _Round:
         """Return it with up to so many nodes, as far as what waits would fill them."""
         layouts = self._machine.layouts(wanted.nodes)
         at_once = sum(layout.concurrency(layout.shape(needs.key)) for layout in layouts)
-        runs = max(1, int(_usable(wanted.walltime_s) // self._seconds(needs)))
+        runs = max(1, int(usable(wanted.walltime_s) // self._seconds(needs)))
         nodes = min(wanted.nodes * math.ceil(count / (at_once * runs)), most)
         longest = self._machine.queue.longest(nodes)
         return wanted if longest is not None and longest < wanted.walltime_s else wanted._replace(nodes=nodes)
 
 
-def _usable(walltime_s: float) -> float:
+def usable(walltime_s: float) -> float:
     """Return how much of a pilot's walltime is for tasks."""
     return walltime_s - min(MARGIN_S, walltime_s / 4)
 

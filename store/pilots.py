@@ -129,16 +129,16 @@ def listing(store: Store, live_only: bool = False, limit: int = 100) -> list[Doc
 
 
 @translating("list pilots that a scaler asked for")
-def asked_for(store: Store, site: str, since: datetime | None, limit: int) -> list[tuple[Document, int]]:
-    """Return the latest pilots that the scaler of a site asked for, and how many tasks each has brought to an end."""
+def asked_for(store: Store, site: str, since: datetime | None, limit: int) -> list[tuple[Document, list[Document]]]:
+    """Return the latest pilots that the scaler of a site asked for, newest first, each with its pools."""
     query: Document = {"scaler": True, "site": site}
     if since is not None:
         query["created"] = {"$gte": since}
     docs = list(store.pilots.find(query, sort=[("created", -1)], limit=limit))
-    finished: dict[str, int] = dict.fromkeys([doc["_id"] for doc in docs], 0)
-    for pool in store.pools.find({"pilot": {"$in": list(finished)}}, {"pilot": 1, "done": 1, "not_done": 1}):
-        finished[pool["pilot"]] += pool.get("done", 0) + pool.get("not_done", 0)
-    return [(doc, finished[doc["_id"]]) for doc in docs]
+    pools: dict[str, list[Document]] = {doc["_id"]: [] for doc in docs}
+    for pool in store.pools.find({"pilot": {"$in": list(pools)}}):
+        pools[pool["pilot"]].append(pool)
+    return [(doc, pools[doc["_id"]]) for doc in docs]
 
 
 # -- pools ----------------------------------------------------------------------------------------

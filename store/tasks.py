@@ -158,7 +158,7 @@ def ready_classes(store: Store) -> list[str]:
 def ready_counts(store: Store, most: int = 0) -> dict[str, int]:
     """Return how many tasks of each class are ready; with `most`, no class is counted further (index `ready`)."""
     query = {"state": State.READY.value}
-    limit = {"limit": most} if most else {}
+    limit: dict[str, Any] = {"limit": most} if most else {}
     return {
         name: store.tasks.count_documents({**query, "class": name}, hint="ready", **limit)
         for name in ready_classes(store)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pilot.cli import facts as reading
-from pilot.cli import text
+from pilot.cli import queries, text
 from pilot.explain import Attempt, Facts, Other, Pilot, held_up, reasons, refusal
 from pilot.resources import Resources
 from pilot.states import State
