@@ -380,10 +380,10 @@ class _Round:
 
     def _grown(self, wanted: Wanted, needs: Resources, count: int, most: int) -> Wanted:
         """Return it with up to so many nodes, as far as what waits would fill them."""
-        layouts = self._machine.layouts(wanted.nodes)
-        at_once = sum(layout.concurrency(layout.shape(needs.key)) for layout in layouts)
+        unit = self._machine.least(needs)
+        at_once = sum(layout.concurrency(layout.shape(needs.key)) for layout in self._machine.layouts(unit))
         runs = max(1, int(usable(wanted.walltime_s) // self._seconds(needs)))
-        nodes = min(wanted.nodes * math.ceil(count / (at_once * runs)), most)
+        nodes = min(max(wanted.nodes, unit * math.ceil(count / (at_once * runs))), most)
         longest = self._machine.queue.longest(nodes)
         return wanted if longest is not None and longest < wanted.walltime_s else wanted._replace(nodes=nodes)
 

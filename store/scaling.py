@@ -14,6 +14,7 @@ Document = dict[str, Any]
 
 ROUND_S = 600
 """A round that has not ended by then is another's: several commands of a batch system, each killed after a minute."""
+_UNTIL = {"$add": ["$$NOW", 1000 * ROUND_S]}
 
 
 @translating("begin a scaler's round")
@@ -32,10 +33,11 @@ def begin(store: Store, site: str, token: str, given: str) -> Document | None:
     Returns:
         The site's document.
     """
-    store.scalers.update_one({"_id": site}, {"$setOnInsert": {"created": datetime.now(UTC)}}, upsert=True)
+    store.scalers.update_one({"_id": site}, {"$inc": {"rounds": 1}}, upsert=True)
+    fields = {"holder": token, "given": {"$literal": given}, "until": _UNTIL}
     found: Document | None = store.scalers.find_one_and_update(
         {"_id": site, "$or": [{"holder": {"$exists": False}}, {"$expr": {"$lt": ["$until", "$$NOW"]}}]},
-        [{"$set": {"holder": token, "given": given, "until": {"$add": ["$$NOW", 1000 * ROUND_S]}}}],
+        [{"$set": fields}],
         return_document=True,
     )
     return found
@@ -44,8 +46,7 @@ def begin(store: Store, site: str, token: str, given: str) -> Document | None:
 @translating("go on with a scaler's round")
 def renew(store: Store, site: str, token: str) -> bool:
     """Return whether the round is still ours, and make it last from now on again."""
-    until = {"$add": ["$$NOW", 1000 * ROUND_S]}
-    return store.scalers.update_one({"_id": site, "holder": token}, [{"$set": {"until": until}}]).matched_count > 0
+    return store.scalers.update_one({"_id": site, "holder": token}, [{"$set": {"until": _UNTIL}}]).matched_count > 0
 
 
 @translating("end a scaler's round")
