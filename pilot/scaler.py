@@ -135,7 +135,7 @@ class Scaler:
         """Read the facts; the machine is what its pilots have shown of it."""
         site = self._site.name
         live = pilots.listing(self._store, live_only=True, limit=1000)
-        fates = fleet.fates(self._store, live, now)
+        fates = fleet.fates(self._store, [one for one in live if one["site"] == site], now)
         pools: dict[str, list[Document]] = defaultdict(list)
         for pool in pilots.pools(self._store):
             pools[pool["pilot"]].append(pool)
@@ -150,7 +150,7 @@ class Scaler:
                 continue
             if found is not None and not found.known:
                 unknown = found.words
-            elif starting and one.get("scaler") and one.get("batch") and not one.get("job"):
+            elif starting and one["site"] == site and one.get("scaler") and one["batch"] and not one.get("job"):
                 unknown = unknown or f"it is not known whether pilot {name} is in the queue"
             seen.append(seen_as(one, pools[name], machine, one["site"] == site, now))
         latest = pilots.asked_for(self._store, site, doc.get("resumed"), REMEMBERED)

@@ -7,10 +7,11 @@ before it ends. What is up or in the queue takes its share first; what is left i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pilot.board import Room, shape_of
@@ -84,25 +85,17 @@ def past(doc: Mapping[str, Any], finished: int) -> Past:
     return Past(doc["created"], ending, ended, doc.get("reason", ""))
 
 
-def _in_a_row(pasts: Iterable[Past], wanted: Ending) -> list[Past]:
-    """Return how the latest ended, as far as they all ended like this."""
-    found = []
-    for one in pasts:
-        if one.ending is not wanted:
-            break
-        found.append(one)
-    return found
-
-
 def refusals(pasts: Sequence[Past]) -> list[Past]:
-    """Return the latest submissions if they were refused, latest first; one that was taken breaks the row."""
-    return _in_a_row(sorted(pasts, key=lambda one: one.created, reverse=True), Ending.REFUSED)
+    """Return the latest submissions as far as they were refused, latest first; one that was taken ends the row."""
+    latest = sorted(pasts, key=lambda one: one.created, reverse=True)
+    return list(takewhile(lambda one: one.ending is Ending.REFUSED, latest))
 
 
 def deaths(pasts: Sequence[Past]) -> list[Past]:
-    """Return the pilots that ended latest if they died early, latest first; refusals do not count here."""
-    over = [one for one in pasts if one.ended is not None and one.ending in (Ending.WELL, Ending.DIED)]
-    return _in_a_row(sorted(over, key=lambda one: one.ended or one.created, reverse=True), Ending.DIED)
+    """Return the latest ends as far as they were early deaths, latest first; refusals are none."""
+    over = [one for one in pasts if one.ended is not None and one.ending is not Ending.REFUSED]
+    latest = sorted(over, key=lambda one: one.ended or one.created, reverse=True)
+    return list(takewhile(lambda one: one.ending is Ending.DIED, latest))
 
 
 # -- what there is --------------------------------------------------------------------------------

@@ -21,13 +21,14 @@ from pilot.errors import StoreUnavailable
 from pilot.executors.batch import pbs
 from pilot.executors.batch.scheduler import Scheduler
 from pilot.scaler import Round, Scaler
-from pilot.scaling import DEATHS, Wishes
+from pilot.scaling import DEATHS, MARGIN_S, Seen, Wishes
 from pilot.states import PilotState
 from pilot.store import pilots, scaling
 from pilot.store.mongo import Store
 from pilot.store.tasks import ready_counts
 from tests import batch_rig, pilot_tasks, queue_rig
 from tests.batch_rig import User
+from tests.queue_rig import NOW
 from tests.rig import LONG_S, Rig, wait_until
 
 
@@ -176,6 +177,51 @@ def test_jobs_that_fail_again_and_again_pause_until_a_person_resumes(store: Stor
     assert made().round().paused  # until a person has looked, whatever happens
     assert scaling.resume(store, "pbs")
     assert len(made().round().asked) == 1
+
+
+# -- facts from documents -------------------------------------------------------------------------
+
+MACHINE = scaler.machine_of(load_site("pbs"))
+
+
+def seen(doc: dict[str, Any], *pools: dict[str, Any], here: bool = True) -> Seen:
+    base = {"state": "running", "nodes": 2, "slots": 8, "seen": NOW, "scaler": True}
+    return scaler.seen_as({**base, **doc}, pools, MACHINE, here, NOW)
+
+
+def test_a_pilot_in_the_queue_is_what_its_site_gives() -> None:
+    found = seen({"state": "starting", "walltime_s": 3600.0})
+    assert [layout.slots for layout in found.layouts] == [8]
+    assert (found.left_s, found.queued, found.able, found.ours) == (3600.0 - MARGIN_S, True, True, True)
+
+
+def test_a_pilot_that_is_up_is_what_its_pools_say() -> None:
+    pools = [{"nodes": [["n1", 3, 2]], "slots": 3, "slot_cores": 4, "in_hand": 5, "waiting": 2}, {"slots": 0}]
+    found = seen({"end_at": NOW + timedelta(minutes=5)}, *pools)
+    assert [(layout.slots, layout.slot_cores) for layout in found.layouts] == [(3, 4)]
+    assert (found.left_s, found.held, found.queued) == (300.0, 7, False)
+
+
+def test_who_takes_no_work() -> None:
+    old = NOW - timedelta(seconds=31)
+    assert seen({}).able
+    assert not seen({"state": "draining"}).able
+    assert not seen({"drain": "drain"}).able
+    assert not seen({"seen": old}).able
+    assert seen({"seen": old, "batch": "pbs"}).able  # its batch system says when it is over
+
+
+def test_how_long_tasks_took_lately() -> None:
+    assert scaler.mean_s([{"busy": 4, "rate": 0.5}, {"busy": 2, "rate": 1.5}]) == 3.0
+    assert scaler.mean_s([{"busy": 4, "rate": 0.0}, {}]) is None
+
+
+def test_memory_is_what_earlier_pilots_had(store: Store, made: Callable[..., Scaler]) -> None:
+    (asked,) = made().round().asked
+    pilots.open_pool(store, "old", asked.pilot, {"slot_memory": 1 << 30})
+    pilots.end(store, asked.pilot, PilotState.ENDED, "had no work")
+    store.tasks.update_many({}, {"$set": {"class": f"c1m{9 << 30}"}})
+    assert "the largest node here has 4" in next(iter(made().round().never.values()))
 
 
 # -- this machine ---------------------------------------------------------------------------------
