@@ -119,7 +119,7 @@ class Agent:
         if self._settings.requeue and unasked:  # its batch system may start it again, and does not tell
             pilots.again(self._store, pilot, self._token, reason)
         else:
-            pilots.end(self._store, pilot, PilotState.ENDED, reason, self._token)
+            pilots.end(self._store, pilot, PilotState.ENDED, reason, self._token, failed=not self._wish)
 
     def _supervise(self) -> None:
         """Look after the pools, and after what the dead have left, until there is no pool any more."""

@@ -22,6 +22,8 @@ class Fate(NamedTuple):
     """Whether it is certain that the pilot will not work any more."""
     words: str
     """Why it does not work yet, or will not any more; for a person. Empty: there is nothing to say."""
+    known: bool = True
+    """Whether anything follows from it: not if its batch system did not answer."""
 
 
 _WAITS = {
@@ -50,7 +52,7 @@ def fate(state: PilotState, silent_s: float, ttl_s: float, job: Job | None, sinc
         return Fate(False, "")
     if job is None:
         if state is PilotState.STARTING and since_s > UNLISTED_S:
-            return Fate(True, f"its batch job has not been heard of for {since_s / 60:.0f} min")
+            return Fate(True, f"it has not been heard of for {since_s / 60:.0f} min")
         return Fate(False, "the batch system does not list its job yet" if state is PilotState.STARTING else "")
     why = f": {job.reason}" if job.reason else ""
     if job.state not in OVER:

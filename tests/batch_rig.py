@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import pilot
@@ -17,10 +19,22 @@ from pilot.executors.batch.scheduler import Scheduler
 from pilot.states import OVER, JobState
 from pilot.store import pilots
 from tests import pilot_tasks
-from tests.rig import Rig, wait_until
+from tests.rig import REPOSITORY, Rig, wait_until
 
 UP_S = 90.0
 """Slurm looks at its queue every second or so, and a node's first start of Python reads a cold disk."""
+
+
+def fake_pbs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put stand-ins for a PBS first on the PATH; return the folder in which they keep jobs."""
+    home = folder / "fake-pbs"
+    (home / "bin").mkdir(parents=True)
+    (home / "free").touch()
+    for name in ("qsub", "qstat", "qdel"):
+        (home / "bin" / name).symlink_to(REPOSITORY / "tests" / "pbs" / "fake_pbs.py")
+    monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_PBS", str(home))
+    return home
 
 
 class User:
@@ -43,6 +57,12 @@ class User:
     def up(self, *words: str) -> dict[str, Any]:
         """Ask for a pilot."""
         said = self.run("up", "--site", str(self.site), "--walltime", "10m", "--json", *words)
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    def scale(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """Do one round of `pilot scale`."""
+        said = self.run("scale", "--once", "--json", "--site", str(self.site), "--walltime", "10m", *words, code=code)
         found: dict[str, Any] = json.loads(said)
         return found
 

@@ -12,6 +12,7 @@ from pilot.cli import queries, text
 from pilot.explain import Attempt, Facts, Other, Pilot, held_up, reasons, refusal
 from pilot.resources import Resources
 from pilot.states import State
+from pilot.store import tasks
 from pilot.store.mongo import Store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -235,7 +236,7 @@ def test_collect_counts_what_is_ahead(store: Store) -> None:
         insert(store, f"t-{number}", "ready", priority=-number, **({"class": "c2"} if number % 2 else {}))
     found = reading.collect(store, "t-1", NOW)
     assert (found.before, found.beside) == (2, 0)
-    assert queries.ready(store) == {"c1": 2, "c2": 2}
+    assert tasks.ready_counts(store) == {"c1": 2, "c2": 2}
 
 
 @pytest.mark.any_documents

@@ -96,7 +96,7 @@ class Complaints:
         if time.monotonic() < self._next:
             return []
         self._next = time.monotonic() + _COMPLAIN_S
-        causes = explain.held_up(queries.ready(self._store), facts.up(self._store, now()))
+        causes = explain.held_up(store_tasks.ready_counts(self._store), facts.up(self._store, now()))
         for cause in causes:
             kind = cause.partition(" ready ")[2]
             if kind not in self._said:
@@ -176,7 +176,7 @@ def retry(ctx: click.Context, names: tuple[str, ...], state: str | None, tag: st
         else:
             ids = [task for batch in queries.ids(store, [State(state or "")], tag, roots=True) for task in batch]
         count = sum(dependants.retry(store, part) for part in store_tasks.chunks(ids, 5000))
-        causes = explain.held_up(queries.ready(store), facts.up(store, now())) if count else []
+        causes = explain.held_up(store_tasks.ready_counts(store), facts.up(store, now())) if count else []
     if as_json:
         emit({"retried": count, "tasks": ids})
         return

@@ -10,15 +10,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pilot import allocation
-from pilot.cli import fleet, launch, text
-from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell, waiting
+from pilot import allocation, fleet, launch
+from pilot.cli import text
+from pilot.cli.common import (
+    Command,
+    Rows,
+    console,
+    duration,
+    emit,
+    escaped,
+    json_option,
+    now,
+    opened,
+    points,
+    tell,
+    waiting,
+)
 from pilot.cli.completion import pilots as complete_pilots
 from pilot.config import load_site
 from pilot.errors import PilotDied
 from pilot.settings import PilotSettings
 from pilot.states import PilotState
 from pilot.store import pilots as store_pilots
+from pilot.store import scaling
 from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
@@ -203,12 +217,24 @@ def pilots(live: bool, limit: int, as_json: bool) -> None:
     """List pilots, newest first."""
     with opened() as project:
         views = fleet.look(project.store, now(), live_only=live, limit=limit)
+        resting = paused(project.store)
     if as_json:
         emit([view.document() for view in views])
     elif not views:
         click.echo("no pilot is up; `pilot up` starts one" if live else "no pilot yet; `pilot up` starts one")
     else:
         print_pilots(console(), views, reasons=True)
+    if not as_json:
+        points(console(), resting)
+
+
+def paused(store: Store) -> list[str]:
+    """Return for which sites no pilots are asked, why, and what to do."""
+    return [
+        f"no pilots are asked for at site {doc['_id']}: {text.line(doc['paused']['reason'], 500)}; "
+        f"`pilot scale --resume --site {doc['given']}` goes on"
+        for doc in scaling.paused(store)
+    ]
 
 
 def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = False) -> None:
