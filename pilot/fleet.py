@@ -55,6 +55,8 @@ class View:
     job: str | None = None
     """Its batch job."""
     nodes: int = 1
+    queue: str = ""
+    """State of its job, as far as its batch system says and it does not report itself."""
 
     @property
     def live(self) -> bool:
@@ -146,7 +148,7 @@ def view_of(doc: Document, pools: Sequence[Document], now: datetime, found: Fate
         sum(pool.get("busy", 0) for pool in pools), sum(pool.get("rate", 0.0) for pool in pools), heartbeat_s,
         doc.get("started") or doc["created"], doc.get("end_at"), doc.get("ended"), doc.get("drain"),
         (found.words if found else "") or doc.get("reason", ""), doc.get("folder", ""), doc.get("batch", ""),
-        doc.get("job"), doc.get("nodes", 1),
+        doc.get("job"), doc.get("nodes", 1), found.queue if found else "",
     )  # fmt: skip
 
 

@@ -241,21 +241,25 @@ def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = Fals
     """Print a table of pilots; a narrow terminal gets fewer columns."""
     moment = now()
     wide = out.width >= _WIDE
-    columns = ["pilot", "state", *(["site"] if wide else []), "host", "slots", "busy", "rate", "heartbeat"]
-    columns += [*(["started"] if wide else []), "ends", *(["why"] if reasons else [])]
-    rows = Rows(*columns, right=("slots", "busy"))
+    batch = any(view.batch for view in views)
+    columns = ["pilot", *(["job"] if batch else []), "state", *(["site"] if wide else []), "host"]
+    columns += [*(["nodes"] if batch else []), "slots", "busy", "rate", "heartbeat"]
+    columns += [*(["age"] if wide else []), "ends", *(["why"] if reasons else [])]
+    rows = Rows(*columns, right=("nodes", "slots", "busy"))
     for view in views:
         live = view.live or view.state in ("silent", "dead")
         cells = {
             "pilot": f"[bold]{view.id}[/]",
+            "job": escaped(view.job or ""),
             "state": state(view),
             "site": escaped(view.site),
-            "host": escaped(text.line(view.host, 24)) + (f" +{view.nodes - 1}" if view.nodes > 1 else ""),
+            "host": escaped(text.line(view.host, 24)),
+            "nodes": str(view.nodes),
             "slots": str(view.slots) + (f" × {view.slot_cores}" if view.slot_cores > 1 else ""),
             "busy": str(view.busy) if live else "",
             "rate": text.rate(view.rate) if live and view.rate else "",
             "heartbeat": heartbeat(view),
-            "started": f"{text.age(view.started, moment)} ago",
+            "age": text.age(view.started, moment),
             "ends": ends(view),
             "why": escaped(text.line(view.reason, 200)),
         }
@@ -264,7 +268,9 @@ def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = Fals
 
 
 def state(view: fleet.View) -> str:
-    """Return a pilot's state with its colour."""
+    """Return a pilot's state with its colour; that of its job while it waits for nodes."""
+    if view.state == PilotState.STARTING and view.queue:
+        return text.styled(view.queue)
     if view.state == "running" and not view.up:
         return text.styled("starting")
     return text.styled("draining" if view.state == "running" and view.drain else view.state)
