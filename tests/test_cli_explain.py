@@ -40,6 +40,13 @@ def test_no_pilot_is_up() -> None:
     assert "`pilot up --cores-per-slot 8 --walltime 60m`" in ready("c8w1800")
 
 
+def test_a_pilot_that_waits_for_nodes() -> None:
+    words = "pilot p2 is not up yet: job 7 waits in the queue: Resources (PENDING)"
+    assert ready(queued=[words]) == f"it is ready, and no pilot is up yet\n{words}"
+    assert words in ready("c9", pilots=[UP], queued=[words])
+    assert held_up({"c1": 3}, [], [words]) == [f"3 tasks are ready and no pilot is up yet: {words}"]
+
+
 def test_a_pilot_that_is_starting() -> None:
     assert "pilot p1 is up, but its pool is not yet" in ready(pilots=[Pilot("p1", "n1", 0, 1, 0, 0.5)])
 

@@ -132,6 +132,8 @@ def test_a_pilot_that_waits_for_nodes(user: User) -> None:
         "it says why",
         user.log(asked),
     )
+    task = user.run("submit", "--", "true").split()[0]
+    assert re.search("waits in the queue: (Resources|Priority)", user.run("explain", task))
     user.scheduler.cancel([hog])
     user.await_up(asked)
     assert "ended" in user.run("down")
