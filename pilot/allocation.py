@@ -120,6 +120,16 @@ def batch_script(batch: Batch, request: Request, argv: Sequence[str]) -> str:
     return script(directives, [*modules, *exports, *batch.setup], argv, batch.login_shell)
 
 
+def ask_for(store: Store, config: ProjectConfig, settings: PilotSettings, scaler: bool = False) -> None:
+    """Write that a pilot is asked for; `scaler`: by one, not by a person."""
+    fields = {
+        "site": settings.site, "batch": settings.batch, "nodes": settings.nodes,
+        "slots": settings.slots * settings.nodes, "slot_cores": settings.slot_cores, "ttl_s": settings.ttl_s,
+        "folder": str(config.pilot_folder(settings.pilot)), "walltime_s": settings.walltime_s,
+    }  # fmt: skip
+    pilots.ask_for(store, settings.pilot, {**fields, "scaler": True} if scaler else fields)
+
+
 def submit(
     store: Store,
     config: ProjectConfig,
@@ -127,6 +137,7 @@ def submit(
     settings: PilotSettings,
     queue: str = "",
     account: str = "",
+    scaler: bool = False,
 ) -> str:
     """Submit a pilot to the site's batch system and return its job's id.
 
@@ -148,20 +159,13 @@ def submit(
     folder = config.pilot_folder(settings.pilot)
     path = folder / "job.sh"
     path.write_text(text)
-    pilots.ask_for(
-        store, settings.pilot,
-        {
-            "site": site.name, "batch": site.batch.system, "nodes": settings.nodes,
-            "slots": settings.slots * settings.nodes, "slot_cores": settings.slot_cores, "ttl_s": settings.ttl_s,
-            "folder": str(folder), "walltime_s": settings.walltime_s,
-        },
-    )  # fmt: skip
+    ask_for(store, config, settings, scaler)
     try:
         job = Scheduler(system_of(site.batch.system)).submit(path)
     except SchedulerUnreachable:
         raise  # it may be queued all the same: then it registers itself
     except PilotError as exc:
-        pilots.end(store, settings.pilot, PilotState.ENDED, str(exc))
+        pilots.end(store, settings.pilot, PilotState.ENDED, str(exc), failed=True)
         raise
     (folder / "job.id").write_text(f"{job}\n")
     pilots.note(store, settings.pilot, {"job": job, "submitted": datetime.now(UTC)})

@@ -70,7 +70,7 @@ _PASSING = frozenset({0, 35, 153})
 GONE = re.compile(r"Unknown Job Id|Job has finished|Request invalid for state of job")
 """What qdel says of a job that is over, or on its way there."""
 
-REFUSALS: Mapping[str, re.Pattern[str]] = {
+KEYS: Mapping[str, re.Pattern[str]] = {
     "batch.account": re.compile(r"account|project", re.IGNORECASE),
     "batch.queue": re.compile(r"unknown queue|queue is not enabled|not authorized to use queue", re.IGNORECASE),
     "batch.queues": re.compile(r"resource_list\.walltime|exceeds|resource limits", re.IGNORECASE),

@@ -27,7 +27,7 @@ class System(Protocol):
     @property
     def GONE(self) -> re.Pattern[str]: ...  # noqa: D102
     @property
-    def REFUSALS(self) -> Mapping[str, re.Pattern[str]]: ...  # noqa: D102
+    def KEYS(self) -> Mapping[str, re.Pattern[str]]: ...  # noqa: D102
     @property
     def KEPT(self) -> Sequence[str]: ...  # noqa: D102
 
@@ -169,6 +169,6 @@ _OPTIONS = {"batch.account": "--account", "batch.queue": "--queue", "batch.queue
 
 
 def _advice(system: System, words: str) -> str:
-    key = next((key for key, pattern in system.REFUSALS.items() if pattern.search(words)), None)
+    key = next((key for key, pattern in system.KEYS.items() if pattern.search(words)), None)
     option = f", or give {_OPTIONS[key]}" if key in _OPTIONS else ""
     return "" if key is None else f"; see {key} of the site's file{option}"

@@ -67,7 +67,7 @@ KEPT = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTERS")
 GONE = re.compile(r"Invalid job id specified|already completing or completed")
 """What scancel says of a job that is over."""
 
-REFUSALS: Mapping[str, re.Pattern[str]] = {
+KEYS: Mapping[str, re.Pattern[str]] = {
     "batch.account": re.compile(r"invalid account|account.* (?:required|not specified|expired)", re.IGNORECASE),
     "batch.queue": re.compile(r"invalid (?:partition|qos)|no partition specified", re.IGNORECASE),
     "batch.queues": re.compile(r"time limit|node count|violates accounting/qos policy", re.IGNORECASE),

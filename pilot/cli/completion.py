@@ -5,7 +5,7 @@ from __future__ import annotations
 from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
-from pilot.cli import fleet
+from pilot import fleet
 from pilot.cli.common import now, opened
 from pilot.errors import PilotError
 from pilot.store import tasks as store_tasks

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import click
 
-from pilot import signing
-from pilot.cli import fleet, queries, text
+from pilot import fleet, signing
+from pilot.cli import queries, text
 from pilot.cli.common import Command, console, emit, escaped, json_option, now
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import PilotError
