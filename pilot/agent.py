@@ -16,7 +16,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,10 +33,12 @@ from pilot.executors.run.orphans import kill_orphans
 from pilot.model import new_token
 from pilot.pool_keeper import PoolKeeper, blocks_of
 from pilot.pool_process import Block, PoolProcess
-from pilot.settings import PilotSettings
+from pilot.reach import address_for
+from pilot.settings import PilotSettings, trouble_file
 from pilot.states import PilotState, PoolState
 from pilot.store import dependants, pilots, provenance, spool
 from pilot.store.access import PILOT_SELECT_S, checked, store_of
+from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 
 logger = logging.getLogger(__name__)
@@ -349,15 +352,32 @@ def main(argv: list[str]) -> int:
     settings = PilotSettings.read(path)
     config = load_project(Path(settings.root))
     log.to_file(config.pilot_folder(settings.pilot) / "agent.log")
+    trouble = trouble_file(config.pilot_folder(settings.pilot))
     try:
         block, settings = allocated(settings)
-        with store_of(config, start=not settings.batch, select_s=PILOT_SELECT_S) as store:
+        with ExitStack() as stack:
+            if settings.store_in_pilot:
+                stack.enter_context(store_inside(config, settings))
+            store = stack.enter_context(store_of(config, start=not settings.batch, select_s=PILOT_SELECT_S))
             checked(store, config)
+            trouble.unlink(missing_ok=True)
             return Agent(config, settings, store, block).run()
     except PilotError as exc:
         logger.error("the pilot cannot work: %s", exc)
         sys.stderr.write(f"pilot {settings.pilot}: {exc}\n")
+        trouble.write_text(f"its agent on {socket.gethostname()} cannot work: {exc}\n")
         return 1
+
+
+@contextmanager
+def store_inside(config: ProjectConfig, settings: PilotSettings) -> Iterator[None]:
+    """Run the embedded store on this node, where login and compute nodes reach it, until the pilot has ended."""
+    server = LocalServer(config.store_folder)
+    server.take(settings.pilot, address_for(settings.interfaces).address)
+    try:
+        yield
+    finally:
+        server.give_up()
 
 
 def allocated(settings: PilotSettings) -> tuple[Block, PilotSettings]:

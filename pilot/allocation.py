@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pilot import limits
+from pilot import limits, reach
 from pilot.config import ProjectConfig
 from pilot.errors import InvalidInput, PilotError, SchedulerUnreachable
 from pilot.executors.batch.jobs import Request
@@ -22,6 +22,7 @@ from pilot.settings import PilotSettings, new_pilot_id
 from pilot.sites import launchers
 from pilot.states import PilotState
 from pilot.store import pilots
+from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def pilot_settings(
     settings = PilotSettings(
         str(config.root), new_pilot_id(), site.name, site.launcher.command, slots or usual_slots(site, slot_cores),
         slot_cores, batch=site.batch.system if site.batch else "", requeue=bool(site.batch and site.batch.requeue),
+        store_in_pilot=bool(site.batch) and config.embedded and site.reach.in_pilot, interfaces=site.reach.interfaces,
         walltime_s=walltime_s, idle_s=idle_s,
         host_line=site.launcher.host_line, line_per_rank=site.launcher.line_per_rank, launcher_env=site.launcher.env,
         one_node=site.launcher.one_node, block_nodes=site.launcher.block_nodes,
@@ -156,6 +158,11 @@ def submit(
     if words := limits.doubt(site, request.queue):
         log.warning("%s", words)
     text = batch_script(site.batch, request, agent_argv(config, settings))
+    if settings.store_in_pilot:
+        LocalServer(config.store_folder).promise(settings.pilot)
+    elif words := reach.open_to(config, site):
+        log.warning("%s", words)
+        pilots.beat_of(store, settings.pilot)  # a read is repeated by the driver, and finds the new connection
     folder = config.pilot_folder(settings.pilot)
     path = folder / "job.sh"
     path.write_text(text)
@@ -166,6 +173,8 @@ def submit(
         raise  # it may be queued all the same: then it registers itself
     except PilotError as exc:
         pilots.end(store, settings.pilot, PilotState.ENDED, str(exc), failed=True)
+        if settings.store_in_pilot:
+            LocalServer(config.store_folder).promise("")
         raise
     (folder / "job.id").write_text(f"{job}\n")
     pilots.note(store, settings.pilot, {"job": job, "submitted": datetime.now(UTC)})

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from pilot.errors import InvalidInput, SchedulerError
@@ -15,6 +16,7 @@ from pilot.executors.batch import local
 from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.run.orphans import find_orphans, kill_orphans
 from pilot.fates import Fate, fate
+from pilot.settings import trouble_file
 from pilot.states import PilotState, PoolState
 from pilot.store import pilots
 from pilot.store.mongo import Store
@@ -113,7 +115,7 @@ def fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fa
             state, ttl_s, job = PilotState(doc["state"]), doc.get("ttl_s", 30.0), jobs.get(doc.get("job", ""))
             found = told[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, job, since_s)
             if found.lost:
-                words = "; ".join(filter(None, (doc.get("reason"), found.words)))
+                words = "; ".join(filter(None, (_trouble(doc), doc.get("reason"), found.words)))
                 pilots.end(store, doc["_id"], PilotState.LOST, words)
     return told
 
@@ -147,9 +149,19 @@ def view_of(doc: Document, pools: Sequence[Document], now: datetime, found: Fate
         doc.get("slot_cores", 1), sum(pool.get("slots", 0) for pool in pools),
         sum(pool.get("busy", 0) for pool in pools), sum(pool.get("rate", 0.0) for pool in pools), heartbeat_s,
         doc.get("started") or doc["created"], doc.get("end_at"), doc.get("ended"), doc.get("drain"),
-        (found.words if found else "") or doc.get("reason", ""), doc.get("folder", ""), doc.get("batch", ""),
-        doc.get("job"), doc.get("nodes", 1), found.queue if found else "",
+        _trouble(doc) or (found.words if found and not found.lost else "") or doc.get("reason", ""),
+        doc.get("folder", ""), doc.get("batch", ""), doc.get("job"), doc.get("nodes", 1), found.queue if found else "",
     )  # fmt: skip
+
+
+def _trouble(doc: Document) -> str:
+    """Return what the agent of a pilot that has not reported wrote down of why it cannot; "" if nothing."""
+    if doc["state"] != PilotState.STARTING or not doc.get("folder"):
+        return ""
+    try:
+        return trouble_file(Path(doc["folder"])).read_text().strip()
+    except OSError:
+        return ""
 
 
 def process_gone(doc: Document) -> bool:

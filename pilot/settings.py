@@ -29,6 +29,10 @@ class PilotSettings:
     nodes: int = 1
     batch: str = ""
     """The batch system whose job it is; empty: it is a process group on this machine."""
+    store_in_pilot: bool = False
+    """Whether the embedded store runs inside of it, on its first node."""
+    interfaces: tuple[str, ...] = ()
+    """At which of them it listens then, the first that is there; see `reach.choose`."""
     requeue: bool = False
     """Whether the batch system may start it again, after a node failed or another job took its nodes."""
     walltime_s: float | None = None
@@ -124,6 +128,11 @@ class PoolSettings:
     """How many MPI programs of this pool that take a job step may run at a time; None: as many as there is room for."""
     one_node_steps: bool = False
     """Whether programs on one node take one too."""
+
+
+def trouble_file(folder: Path) -> Path:
+    """Return where an agent says why it cannot begin, given its pilot's folder: the store may be what it lacks."""
+    return folder / "trouble"
 
 
 def ranks_file(control: Path) -> Path:

@@ -33,8 +33,11 @@ def store_of(
     if not config.embedded:
         return Store(read_secret(config.uri_file), config.database, timeout_s=timeout_s, select_s=select_s)
     server = LocalServer(config.store_folder)
+    visit = start and server.away and not server.runs
     uri = server.start() if start else server.uri()
-    return Store(uri, config.database, timeout_s=timeout_s, select_s=select_s)
+    return Store(
+        uri, config.database, timeout_s=timeout_s, select_s=select_s, after=server.leave if visit else None
+    )  # fmt: skip
 
 
 def create(config: ProjectConfig) -> None:

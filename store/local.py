@@ -14,7 +14,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -45,6 +45,8 @@ class ServerStatus:
     port: int | None
     version: str
     uptime_s: float | None
+    addresses: tuple[str, ...]
+    """At which it listens, or listened last."""
     size_bytes: int
     """What its directory takes on the disk."""
 
@@ -60,6 +62,10 @@ class _Record:
     boot: str = ""
     version: str = ""
     started: str = ""
+    home: str = ""
+    """The pilot in which it is to run, or runs; empty: in none."""
+    moved: bool = False
+    """Whether it runs there."""
 
     @property
     def here(self) -> bool:
@@ -80,14 +86,15 @@ class LocalServer:
 
     Args:
         directory: where everything of it is kept.
-        addresses: interfaces to listen on besides loopback, used at the next start.
+        addresses: to listen at besides loopback, used at the next start; None: those of the last one, as far as they
+            are this host's.
         cache_gb: memory for the storage engine, used at the next start.
     """
 
-    def __init__(self, directory: Path, *, addresses: Sequence[str] = (), cache_gb: float = 1.0) -> None:
+    def __init__(self, directory: Path, *, addresses: Sequence[str] | None = None, cache_gb: float = 1.0) -> None:
         self._directory = directory.resolve()
         self._db = self._directory / "db"
-        self._addresses = (LOOPBACK, *(address for address in addresses if address != LOOPBACK))
+        self._addresses = addresses
         self._cache_gb = cache_gb
 
     def __repr__(self) -> str:
@@ -161,7 +168,7 @@ class LocalServer:
         if record.here:
             up = self._ready(record) is not None
         else:
-            up = record.reachable is not None and _listens(record.reachable, record.port)
+            up = record.reachable is not None and not _silence(record.reachable, record.port)
         since = datetime.fromisoformat(record.started) if record.started and (up or not record.here) else None
         return ServerStatus(
             running=up,
@@ -171,8 +178,87 @@ class LocalServer:
             port=process.port if process else record.port or None,
             version=record.version,
             uptime_s=max(0.0, (datetime.now(UTC) - since).total_seconds()) if since else None,
+            addresses=record.addresses,
             size_bytes=_size(self._directory),
         )
+
+    def listen(self, address: str, deadline_s: float = 60.0) -> bool:
+        """Make sure that it runs and listens at this address of the host too; False if nothing had to be done.
+
+        A server that runs is started anew; who uses it repeats what it was at.
+
+        Raises:
+            ServerError: as `start` and `stop` do.
+        """
+        record = self._read()
+        if self._ready(record) is not None and address in record.addresses:
+            return False
+        if not record.here:
+            self.uri()
+            return False
+        self.stop(deadline_s)
+        before = _own(record.addresses)
+        LocalServer(self._directory, addresses=[*before, address], cache_gb=self._cache_gb).start(deadline_s)
+        return True
+
+    # -- inside of a pilot ------------------------------------------------------------------------
+
+    @property
+    def away(self) -> bool:
+        """Whether it is to run in a pilot that has not begun: until then it runs here while somebody needs it."""
+        record = self._read()
+        return bool(record.home) and not record.moved
+
+    @property
+    def inside(self) -> str:
+        """The pilot inside of which it runs; "": inside of none."""
+        record = self._read()
+        return record.home if record.moved else ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it runs on this host, ready for use."""
+        return self._ready(self._read()) is not None
+
+    def promise(self, pilot: str) -> None:
+        """Write that it is to run inside of this pilot; "" takes that back, if it does not run there yet."""
+        with self._locked(time.monotonic() + 60.0):
+            record = self._read()
+            if not record.moved:
+                self._write(replace(record, home=pilot))
+
+    def leave(self) -> None:
+        """Stop it on this host for the pilot for which it is promised, unless that has it already."""
+        with self._locked(time.monotonic() + 60.0):
+            record = self._read()
+            process = self._ready(record)
+            if record.home and not record.moved and process is not None:
+                self._write(replace(record, pid=0))
+                self._end(process, time.monotonic() + 60.0)
+
+    def take(self, pilot: str, address: str, patience_s: float = 120.0) -> str:
+        """Run it on this host, for the pilot that has it inside, and return its URI.
+
+        If it runs on another host, it is waited for to be stopped there; a while later it is used there.
+
+        Raises:
+            ServerError: it cannot run here, or runs elsewhere where this host cannot reach it.
+        """
+        deadline = time.monotonic() + patience_s
+        while not self._read().here and time.monotonic() < deadline:
+            time.sleep(0.5)
+        if not self._read().here:
+            return self.uri()
+        self.listen(address)
+        with self._locked(time.monotonic() + 60.0):
+            self._write(replace(self._read(), home=pilot, moved=True))
+        return self.uri()
+
+    def give_up(self) -> None:
+        """Stop it at the end of the pilot that had it inside; from then on it runs where it is needed."""
+        self.stop()
+        with self._locked(time.monotonic() + 60.0):
+            self._write(replace(self._read(), home="", moved=False))
 
     # -- starting ---------------------------------------------------------------------------------
 
@@ -192,8 +278,9 @@ class LocalServer:
         self._secret("password", secrets.token_urlsafe(32))
         process, version = self._bring_up(deadline)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        host, boot = socket.gethostname(), _boot_id()
-        self._write(_Record(process.pid, process.port, self._addresses, host, boot, version, started))
+        made = _Record(process.pid, process.port, self._listening(), socket.gethostname(), _boot_id(), version, started)
+        before = self._read()
+        self._write(replace(made, home=before.home, moved=before.moved))
         return self._uri(LOOPBACK, process.port)
 
     def _bring_up(self, deadline: float) -> tuple[mongod.Process, str]:
@@ -203,6 +290,11 @@ class LocalServer:
                 return process, version
         process = self._launch(deadline)
         return process, self._prepare(process, deadline)
+
+    def _listening(self) -> tuple[str, ...]:
+        """Return the addresses to listen at, loopback first."""
+        wanted = _own(self._read().addresses) if self._addresses is None else self._addresses
+        return (LOOPBACK, *dict.fromkeys(address for address in wanted if address != LOOPBACK))
 
     def _adopt(self, process: mongod.Process, deadline: float) -> str | None:
         """Prepare a server that somebody else started; None if it ended meanwhile."""
@@ -216,9 +308,10 @@ class LocalServer:
     def _launch(self, deadline: float) -> mongod.Process:
         program = mongod.find()
         preferred = self._read().port
+        addresses = self._listening()
         while True:
-            port = mongod.free_port(self._addresses, preferred)
-            process = mongod.launch(program, self._directory, port, self._addresses, self._cache_gb, deadline)
+            port = mongod.free_port(addresses, preferred)
+            process = mongod.launch(program, self._directory, port, addresses, self._cache_gb, deadline)
             if process is not None:
                 return process
             if time.monotonic() > deadline:
@@ -305,12 +398,26 @@ class LocalServer:
 
     def _remote_uri(self, record: _Record) -> str:
         address = record.reachable
-        if address is None or not _listens(address, record.port):
+        if address is None or _silence(address, record.port):
             raise ServerError(self._elsewhere(record))
         return self._uri(address, record.port)
 
     def _elsewhere(self, record: _Record) -> str:
-        found = "does not answer there" if record.reachable else "listens only to that host itself"
+        address = record.reachable
+        silence = _silence(address, record.port) if address else ""
+        found = (
+            f"does not answer there, at {address}:{record.port} ({silence})"
+            if address
+            else (
+                "listens only to that host itself (`pilot store start --interface NAME` there changes that, "
+                "`pilot up --store-in-pilot` does without)"
+            )
+        )
+        if record.moved:
+            return (
+                f"the store runs inside of pilot {record.home} on host {record.host!r} and {found}; it is back when "
+                "that pilot has ended"
+            )
         return (
             f"the store in {self._directory} runs on host {record.host!r} (since {record.started}) and {found}; "
             "work on that host, or stop it there with `pilot store stop`; "
@@ -355,12 +462,23 @@ def _write_private(path: Path, text: str) -> None:
         raise
 
 
-def _listens(address: str, port: int) -> bool:
+def _silence(address: str, port: int) -> str:
+    """Return why nobody answers at an address; "" if somebody does."""
     try:
         socket.create_connection((address, port), timeout=5.0).close()
-    except OSError:
-        return False
-    return True
+    except OSError as exc:
+        return exc.strerror or str(exc)
+    return ""
+
+
+def _own(addresses: Iterable[str]) -> list[str]:
+    """Return those of `addresses` that this host has."""
+    own = []
+    for address in addresses:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe, suppress(OSError):
+            probe.bind((address, 0))
+            own.append(address)
+    return own
 
 
 def _boot_id() -> str:

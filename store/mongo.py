@@ -121,11 +121,16 @@ class Store:
     meta: Collection[Document]
     events: Collection[Document]
 
-    def __init__(self, uri: str, database: str, *, timeout_s: float = 30.0, select_s: float | None = None) -> None:
+    def __init__(
+        self, uri: str, database: str, *, timeout_s: float = 30.0, select_s: float | None = None,
+        after: Callable[[], None] | None = None,
+    ) -> None:  # fmt: skip
         self._uri = uri
         self._name = database
         self._timeout_s = timeout_s
         self._select_s = select_s
+        self._after = after
+        """Called when it has been closed."""
         self._client: MongoClient[Document] | None = None
 
     def __repr__(self) -> str:
@@ -162,6 +167,8 @@ class Store:
         if self._client is not None:
             self._client.close()
             self._client = None
+            if self._after is not None:
+                self._after()
 
 
 # -- its errors -----------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def fake_pbs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = folder / "fake-pbs"
     (home / "bin").mkdir(parents=True)
     (home / "free").touch()
-    for name in ("qsub", "qstat", "qdel"):
+    for name in ("qsub", "qstat", "qdel", "qrun"):
         (home / "bin" / name).symlink_to(REPOSITORY / "tests" / "pbs" / "fake_pbs.py")
     monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
     monkeypatch.setenv("FAKE_PBS", str(home))
@@ -52,7 +52,7 @@ class User:
             check=False, timeout=120,
         )  # fmt: skip
         assert ran.returncode == code, ran.stdout + ran.stderr
-        return ran.stdout + ran.stderr
+        return ran.stdout if "--json" in words else ran.stdout + ran.stderr
 
     def up(self, *words: str) -> dict[str, Any]:
         """Ask for a pilot."""

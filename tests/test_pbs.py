@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +19,7 @@ from pilot.executors.batch.scheduler import Scheduler
 from pilot.scaling import REFUSALS
 from pilot.site_files import load_site
 from pilot.states import JobState
+from pilot.store.local import LocalServer
 from tests import batch_rig, pilot_tasks
 from tests.batch_rig import UP_S, User
 from tests.rig import Rig, wait_until
@@ -118,3 +121,54 @@ def test_pilots_that_pbs_refuses_again_and_again(user: User) -> None:
     (asked,) = user.scale("--min", "1")["asked"]
     assert user.state(asked["job"]) in (JobState.QUEUED, JobState.RUNNING)
     assert "no pilots are asked for" not in user.run("status")
+
+
+# -- the store --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queued(user: User, fake: Path) -> Callable[..., dict[str, Any]]:
+    """Return what asks for a pilot that stays in the queue until `qrun`."""
+    if REAL:
+        pytest.skip("only an operator of a real PBS may say when a job starts")
+
+    def ask(*words: str) -> dict[str, Any]:
+        (fake / "free").unlink(missing_ok=True)
+        return user.up(*words)
+
+    return ask
+
+
+def run_now(asked: dict[str, Any]) -> None:
+    subprocess.run(["qrun", asked["job"]], check=True, timeout=30)
+
+
+def test_the_store_inside_of_a_pilot(user: User, queued: Callable[..., dict[str, Any]]) -> None:
+    server = LocalServer(user.rig.config.store_folder)
+    task = user.run("submit", "--", "true").split()[0]
+    asked = queued("--store-in-pilot")
+    assert not server.status().running
+    assert user.view(asked["pilot"])["state"] == "starting"  # the store was started for this, and is stopped again
+    assert not server.status().running
+    run_now(asked)
+    wait_until(lambda: server.status().running and not server.away, UP_S, "the pilot runs it", user.log(asked))
+    wait_until(lambda: "succeeded" in user.run("show", task), UP_S, "the task is done", user.log(asked))
+    assert "ended" in user.run("down")
+    assert user.await_over(asked["job"]) is JobState.COMPLETED
+    assert not server.status().running
+    assert "succeeded" in user.run("show", task)
+    server.start()
+
+
+def test_a_pilot_that_cannot_reach_the_store_says_so(user: User, queued: Callable[..., dict[str, Any]]) -> None:
+    asked = queued()
+    path = user.rig.config.store_folder / "server.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | {"host": "login1", "boot": "b", "addresses": ["127.0.0.1"]}))
+    run_now(asked)
+    user.await_over(asked["job"])
+    path.write_text(before)
+    reason = user.view(asked["pilot"])["reason"]
+    assert "cannot work: the store in " in reason
+    assert "listens only to that host itself" in reason
+    assert "pilot store start --interface" in reason

@@ -60,6 +60,7 @@ def test_status_start_and_stop_again_and_again(server: LocalServer, directory: P
         port=int(re.findall(r":(\d+)/", uri)[0]),
         version=status.version,
         uptime_s=status.uptime_s,
+        addresses=("127.0.0.1",),
         size_bytes=status.size_bytes,
     )
     assert status.pid is not None

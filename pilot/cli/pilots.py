@@ -14,6 +14,7 @@ from pilot import allocation, fleet, launch
 from pilot.cli import text
 from pilot.cli.common import (
     Command,
+    Opened,
     Rows,
     console,
     duration,
@@ -27,12 +28,13 @@ from pilot.cli.common import (
     waiting,
 )
 from pilot.cli.completion import pilots as complete_pilots
-from pilot.errors import PilotDied
+from pilot.errors import InvalidInput, PilotDied, StoreUnavailable
 from pilot.settings import PilotSettings
 from pilot.site_files import load_site
 from pilot.states import PilotState
 from pilot.store import pilots as store_pilots
 from pilot.store import scaling
+from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
@@ -53,13 +55,14 @@ _WIDE = 100
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Nodes, where there is a batch system; default: 1.")
 @click.option("--queue", metavar="Q", help="Partition or queue; default: the site file's.")
 @click.option("--account", metavar="A", help="What it is charged to; default: the site file's.")
+@click.option("--store-in-pilot", is_flag=True, help="Run the store on the pilot's first node, not here.")
 @click.option(
     "--timeout", callback=duration, metavar="T", default="60s", show_default=True, help="Give up after so long."
 )
 @json_option
 def up(
     slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None, site: str | None,
-    nodes: int | None, queue: str | None, account: str | None, timeout: float, as_json: bool,
+    nodes: int | None, queue: str | None, account: str | None, store_in_pilot: bool, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Start a pilot: on this machine, or where its site has a batch system.
 
@@ -70,14 +73,37 @@ def up(
         machine = load_site(site or project.config.site, project.config)
         if machine.batch is not None:
             settings = allocation.pilot_settings(project.config, machine, slots, cores_per_slot, walltime, idle)
-            settings = replace(settings, nodes=nodes or 1)
+            inside = settings.store_in_pilot or store_in_pilot
+            settings = replace(settings, nodes=nodes or 1, store_in_pilot=inside)
+            if inside:
+                _check_that_it_can_move(project)
             job = allocation.submit(project.store, project.config, machine, settings, queue or "", account or "")
             _say_queued(settings, job, as_json)
-            return
-        if nodes or queue or account:
+        elif nodes or queue or account or store_in_pilot:
             raise click.UsageError(
-                f"site {machine.name!r} has no batch system: --nodes, --queue, --account mean nothing"
+                f"site {machine.name!r} has no batch system: --nodes, --queue, --account, --store-in-pilot mean nothing"
             )
+    if machine.batch is None:
+        _up_here(site, slots, cores_per_slot, walltime, idle, timeout, as_json)
+    elif inside:
+        LocalServer(project.config.store_folder).leave()
+
+
+def _check_that_it_can_move(project: Opened) -> None:
+    """Make sure that nobody uses the store where it is, before it moves into a pilot."""
+    if not project.config.embedded:
+        raise InvalidInput("--store-in-pilot moves the embedded server; this project's store is a server of your own")
+    live = [view.id for view in fleet.look(project.store, now(), live_only=True) if view.live]
+    if live:
+        raise InvalidInput(f"the store cannot move into a pilot while others use it: {', '.join(live)}; end them first")
+
+
+def _up_here(
+    site: str | None, slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None,
+    timeout: float, as_json: bool,
+) -> None:  # fmt: skip
+    """Start a pilot on this machine, and wait until it takes work."""
+    with opened() as project:
         pilot = launch.start(
             project.config, site=site, slots=slots, slot_cores=cores_per_slot, walltime_s=walltime, idle_s=idle
         )
@@ -115,6 +141,8 @@ def _say_queued(settings: PilotSettings, job: str, as_json: bool) -> None:
         f"pilot [bold]{settings.pilot}[/] is in the queue as job {escaped(job)}: {size}, "
         f"for {text.span(settings.walltime_s or 0)}"
     )
+    if settings.store_in_pilot:
+        out.print("[dim]the store is stopped here and will run inside of it; until then, what needs it starts it[/]")
     out.print("[dim]`pilot pilots` shows what it waits for, `pilot down` takes it back[/]")
 
 
@@ -154,7 +182,14 @@ def down(names: tuple[str, ...], at_once: bool, timeout: float) -> int:
             return 0
         fleet.cancel(store, [view for view in views if view.state == PilotState.STARTING and view.batch])
         store_pilots.drain(store, wanted, now=at_once)
-        left = _await_end(store, wanted, at_once, timeout)
+        inside = LocalServer(project.config.store_folder).inside if project.config.embedded else ""
+        try:
+            left = _await_end(store, wanted, at_once, timeout)
+        except StoreUnavailable:
+            if inside not in wanted:
+                raise
+            click.echo(f"{inside} ended, and took the store with it, which ran inside; what needs it starts it here")
+            return 0
         if at_once:
             left = [view for view in left if not _killed(store, view)]
         for view in left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -11,6 +12,7 @@ from pilot.cli.common import Command, console, emit, escaped, json_option, now, 
 from pilot.config import ProjectConfig, find_project, read_secret
 from pilot.errors import InvalidInput, PilotError, StoreError
 from pilot.fleet import look
+from pilot.reach import address_named
 from pilot.store import access
 from pilot.store.local import LocalServer, ServerStatus
 from pilot.store.mongo import Store, redact
@@ -25,10 +27,16 @@ def store(ctx: click.Context) -> None:
 
 
 @store.command(cls=Command)
-def start() -> None:
+@click.option(
+    "--interface", metavar="NAME", help="Listen at this interface (or address of it) too, now and at later starts."
+)
+def start(interface: str | None) -> None:
     """Start the embedded server; harmless if it runs."""
     server = _embedded("start")
-    server.start()
+    if interface is None:
+        server.start()
+    else:
+        server.listen(address_named(interface))
     console().print(f"the store runs: {_place(server.status())}")
 
 
@@ -65,6 +73,7 @@ def describe(config: ProjectConfig) -> dict[str, Any]:
         return facts | {
             "running": status.running, "reason": status.reason, "version": status.version, "host": status.host,
             "port": status.port, "pid": status.pid, "uptime_s": status.uptime_s, "size_bytes": status.size_bytes,
+            "addresses": list(status.addresses),
         }  # fmt: skip
     facts["uri"] = redact(read_secret(config.uri_file))
     try:
@@ -76,7 +85,12 @@ def describe(config: ProjectConfig) -> dict[str, Any]:
 
 def sentence(facts: dict[str, Any]) -> str:
     """Return one line for people about what `describe` found."""
-    where_ = f"{facts['host']}, port {facts['port']}" if facts["kind"] == "embedded" else facts["uri"].partition("?")[0]
+    embedded = facts["kind"] == "embedded"
+    where_ = (
+        facts["uri"].partition("?")[0]
+        if not embedded
+        else (f"{facts['host']}, {_listening(facts['addresses'], facts['port'])}")
+    )
     if not facts["running"]:
         return f"{facts['kind']} server, not running: {facts['reason']}"
     parts = [f"{'embedded ' if facts['kind'] == 'embedded' else ''}MongoDB {facts['version']} at {where_}"]
@@ -95,7 +109,11 @@ def where(config: ProjectConfig, store: Store) -> str:
 
 
 def _place(status: ServerStatus) -> str:
-    return f"embedded MongoDB {status.version} at {status.host}, port {status.port}"
+    return f"embedded MongoDB {status.version} at {status.host}, {_listening(status.addresses, status.port)}"
+
+
+def _listening(addresses: Sequence[str], port: int | None) -> str:
+    return f"port {port}" + (f" of {' and '.join(addresses)}" if len(addresses) > 1 else "")
 
 
 def _embedded(verb: str) -> LocalServer:

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A stand-in for OpenPBS: `qsub`, `qstat` and `qdel` by the name under which it is called.
+"""A stand-in for OpenPBS: `qsub`, `qstat`, `qdel` and `qrun` by the name under which it is called.
 
 It runs jobs for real, one process each on this machine, at once if the file `free` in its folder says that there are
 nodes enough, and says what a real OpenPBS 23.06 said (tests/pbs/qstat-x-f.dsv, and its error messages and exit codes).
@@ -31,7 +31,7 @@ def main() -> int:
     if (HOME / "away").exists():
         sys.stderr.write(f"Connection refused\n{name}: cannot connect to server head (errno=111)\n")
         return 111
-    return {"qsub": qsub, "qstat": qstat, "qdel": qdel}[name](sys.argv[1:])
+    return {"qsub": qsub, "qstat": qstat, "qdel": qdel, "qrun": qrun}[name](sys.argv[1:])
 
 
 # -- qsub -----------------------------------------------------------------------------------------
@@ -74,6 +74,12 @@ def qsub(words: list[str]) -> int:
     if nodes <= 3 and (HOME / "free").exists():
         sys.stdout.flush()
         start(number)
+    return 0
+
+
+def qrun(ids: list[str]) -> int:
+    """Start a job now, as an operator may."""
+    start(int(ids[0].partition(".")[0]))
     return 0
 
 

@@ -1,0 +1,121 @@
+"""At which of this host's addresses compute nodes reach the store, and whether the embedded server listens there."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from pilot.config import ProjectConfig
+from pilot.errors import ConfigError
+from pilot.store.local import LocalServer
+
+if TYPE_CHECKING:
+    from pilot.sites import Site
+
+USUAL = ("ib", "hsn", "ipogif", "bond", "en", "eth")
+"""How the names of interfaces between login and compute nodes begin, the fast ones first. The preference is that of
+radical.utils (``host.py``), the names those of Dragon (``facts.py``) and Polaris' ``bond0``."""
+
+
+class Address(NamedTuple):
+    """An address of this host."""
+
+    interface: str
+    address: str
+    why: str
+    """Why this one; for a person."""
+
+
+def choose(listed: Sequence[str], there: Mapping[str, str], default: str = "") -> Address | None:
+    """Choose the address at which the store listens for compute nodes. Pure.
+
+    Args:
+        listed: interfaces that the site's file names, in order.
+        there: interface → IPv4 address, of those that are up.
+        default: address from which this host reaches the rest of the world; "": none.
+
+    Returns:
+        The first one listed that is there; with none, the first of a usual name; else that of the default route. None:
+        there is none.
+    """
+    for name in listed:
+        if name in there:
+            return Address(name, there[name], "the site's file names it")
+    missing = f"{', '.join(listed)} of the site's file not being there, " if listed else ""
+    for beginning in USUAL:
+        for name in sorted(there):
+            if re.fullmatch(rf"{beginning}\w*", name):
+                return Address(name, there[name], f"{missing}it is the fastest by its name")
+    for name, address in there.items():
+        if address == default:
+            return Address(name, address, f"{missing}it has the default route")
+    return None
+
+
+def interfaces() -> dict[str, str]:
+    """Return the IPv4 addresses of this host's interfaces that are up, loopback left out."""
+    import psutil
+
+    up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
+    found = {}
+    for name, addresses in psutil.net_if_addrs().items():
+        mine = [one.address for one in addresses if one.family == socket.AF_INET]
+        if name in up and mine and not mine[0].startswith("127."):
+            found[name] = mine[0]
+    return found
+
+
+def default_address() -> str:
+    """Return the address from which this host reaches others; "" if it reaches none. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: nobody's
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+def address_for(listed: Sequence[str]) -> Address:
+    """Return the address of this host at which compute nodes reach it, as far as can be known from here.
+
+    Args:
+        listed: interfaces that the site's file names, in order.
+
+    Raises:
+        ConfigError: this host has no address but loopback.
+    """
+    found = choose(listed, interfaces(), default_address())
+    if found is None:
+        raise ConfigError("this host has no network interface that other nodes could reach, only loopback")
+    return found
+
+
+def address_named(name: str) -> str:
+    """Return the address of an interface of this host, or the address itself if it is one of them.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    there = interfaces()
+    if name in there.values():
+        return name
+    if name not in there:
+        shown = ", ".join(f"{one} ({address})" for one, address in there.items()) or "none but loopback"
+        raise ConfigError(f"this host has no interface {name!r}; it has {shown}")
+    return there[name]
+
+
+def open_to(config: ProjectConfig, site: Site) -> str:
+    """Make the embedded server listen where the site's compute nodes reach it.
+
+    Returns:
+        What was done, for a person; "": nothing had to be.
+    """
+    if not config.embedded:
+        return ""
+    chosen = address_for(site.reach.interfaces)
+    if not LocalServer(config.store_folder).listen(chosen.address):
+        return ""
+    return f"the store listens at {chosen.address} ({chosen.interface}) too, for compute nodes: {chosen.why}"
