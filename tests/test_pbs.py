@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,29 +15,14 @@ from pilot.site_files import load_site
 from pilot.states import JobState
 from tests import batch_rig
 from tests.batch_rig import UP_S, User
-from tests.rig import REPOSITORY, Rig, wait_until
+from tests.conftest import REAL_PBS
+from tests.rig import Rig, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-REAL = shutil.which("qsub") is not None
-
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the fakes on the PATH, unless there is a real PBS; return the folder in which they keep jobs."""
-    home = tmp_path / "fake-pbs"
-    (home / "bin").mkdir(parents=True)
-    (home / "free").touch()
-    if not REAL:
-        for name in ("qsub", "qstat", "qdel"):
-            (home / "bin" / name).symlink_to(REPOSITORY / "tests" / "pbs" / "fake_pbs.py")
-        monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
-        monkeypatch.setenv("FAKE_PBS", str(home))
-    return home
-
-
-@pytest.fixture
-def user(lobby: Rig, fake: Path) -> Iterator[User]:
+def user(lobby: Rig, fake_pbs: Path) -> Iterator[User]:
     """Return a user with a site file made of the generic one; delete what is left afterwards."""
     data = load_site("pbs").model_dump(mode="json", exclude_unset=True)
     data |= {"name": "sim", "slots": 2}
@@ -48,7 +31,7 @@ def user(lobby: Rig, fake: Path) -> Iterator[User]:
     path.write_text(yaml.safe_dump(data))
     scheduler = Scheduler(pbs)
     yield User(lobby, path, scheduler)
-    (fake / "away").unlink(missing_ok=True)
+    (fake_pbs / "away").unlink(missing_ok=True)
     scheduler.cancel([path.read_text().strip() for path in lobby.config.folder.glob("pilots/*/job.id")])
 
 
@@ -82,13 +65,13 @@ def test_a_job_that_fails_before_its_agent_begins(user: User) -> None:
     batch_rig.check_it_is_given_up_when_its_job_fails(user)
 
 
-@pytest.mark.skipif(REAL, reason="a real server is not to be ended")
-def test_a_server_that_is_away(user: User, fake: Path) -> None:
-    (fake / "free").unlink()
+@pytest.mark.skipif(REAL_PBS, reason="a real server is not to be ended")
+def test_a_server_that_is_away(user: User, fake_pbs: Path) -> None:
+    (fake_pbs / "free").unlink()
     asked = user.up()
-    (fake / "away").touch()
+    (fake_pbs / "away").touch()
     assert "cannot connect to server" in user.view(asked["pilot"])["reason"]
     assert user.view(asked["pilot"])["state"] == "starting"  # nothing is known: nothing is concluded
     assert "cannot connect to server" in user.run("down", code=1)
-    (fake / "away").unlink()
+    (fake_pbs / "away").unlink()
     wait_until(lambda: user.state(asked["job"]) is JobState.CANCELLED or user.run("down"), UP_S, "it is taken back")

@@ -41,6 +41,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "up": Entry("pilots", "up", "Start a pilot that stays."),
         "down": Entry("pilots", "down", "Let pilots finish what they run, and end."),
         "pilots": Entry("pilots", "pilots", "List pilots."),
+        "site": Entry("site", "site", "List, show or check the files that describe machines."),
     },
     "Tasks": {
         "submit": Entry("submit", "submit", "Submit a command as a task."),
