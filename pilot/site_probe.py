@@ -13,7 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -112,7 +112,8 @@ class Probe:
 
     def __init__(self, told: ProbeSettings, block: Block, folder: Path) -> None:
         self._told = told
-        self._block = block
+        self._hosts = block.hosts
+        self._block = block._replace(hosts=block.hosts[: told.pilot.block_nodes])
         self._folder = folder
         walltime_s = told.pilot.walltime_s
         self._start_s = _START_S if walltime_s is None else min(_START_S, walltime_s / _SHARE)
@@ -134,8 +135,13 @@ class Probe:
                 yield wrong(name, f"cannot try it: {exc}")
 
     def _job(self) -> Iterator[Finding]:
-        hosts = ", ".join(self._block.hosts) or socket.gethostname()
-        yield ok("job", f"{self._block.job or 'no batch job'} on {hosts}, with {sys.executable}")
+        hosts = ", ".join(self._hosts) or socket.gethostname()
+        asked = self._told.pilot.nodes
+        if self._hosts and len(self._hosts) != asked:
+            text = f"asked for {asked} nodes, job {self._block.job} has {len(self._hosts)} ({hosts})"
+            yield wrong("job", f"{text}; look at {{nodes}} in batch.options")
+        else:
+            yield ok("job", f"{self._block.job or 'no batch job'} on {hosts}, with {sys.executable}")
 
     def _store(self) -> Iterator[Finding]:
         if not self._told.pilot.root:
@@ -259,9 +265,8 @@ def main(argv: Sequence[str]) -> int:
     told = ProbeSettings.read(path)
     results = Results(path.parent)
     try:
-        block, pilot = allocated(told.pilot)
-        block = block._replace(hosts=block.hosts[: pilot.block_nodes])
-        for finding in Probe(replace(told, pilot=pilot), block, path.parent).findings():
+        block, _ = allocated(told.pilot)
+        for finding in Probe(told, block, path.parent).findings():
             results.add(finding)
     except PilotError as exc:
         results.add(wrong("job", str(exc)))

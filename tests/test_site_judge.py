@@ -93,7 +93,8 @@ def test_what_qstat_says_of_queues() -> None:
         ("long", {"min_nodes": 2}, ["note queue: long: is down: its jobs wait until it is open again"]),
         ("long", None, ["note queue: long: is down: its jobs wait until it is open again"]),
         ("fast", {}, [
-            "wrong queue: fast: there is no such queue, but batch, debug, gpu, long; correct batch.queue or batch.queues"
+            "wrong queue: fast: there is no such queue, but batch, debug, gpu, long; correct batch.queue or "
+            "batch.queues"
         ]),
     ],
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pilot.allocation import pilot_settings
 from pilot.block import Block
 from pilot.executors.run.orphans import find_orphans
 from pilot.findings import Verdict
+from pilot.pool_program import find_launcher
 from pilot.site_files import load_site
 from pilot.site_probe import Probe, ProbeSettings, Results
 from pilot.sites import Site
@@ -43,7 +45,7 @@ def launcher(folder: Path, text: str) -> dict[str, Any]:
     path = folder / "mylaunch"
     path.write_text(f"#!{sys.executable}\nimport subprocess, sys, time\nargv = sys.argv[1:]\n{text}\n")
     path.chmod(0o755)
-    return {"command": [str(path), sys.executable.replace("python3", "mpiexec"), *WORKING[1:]]}
+    return {"command": [str(path), find_launcher(WORKING[0]) or "", *WORKING[1:]]}
 
 
 def test_a_site_that_works(tmp_path: Path) -> None:
@@ -69,11 +71,11 @@ def test_a_launcher_that_hangs_is_ended_and_the_next_thing_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(site_probe, "_DEATH_S", 0.5)
-    hangs = "code = subprocess.run(argv).returncode\nif argv[-1].endswith('die.json.errand'): time.sleep(60)\nsys.exit(code)"
+    hangs = "code = subprocess.run(argv).returncode\nif 'die.json' in argv[-1]: time.sleep(60)\nsys.exit(code)"
     said = found(tmp_path, site_with(launcher=launcher(tmp_path, hangs)), beside=False)
     assert said["kill"] == [
-        "wrong: after the death of a rank the launcher did not end the others within 0.5 s; add to launcher.command what "
-        "makes it (under Slurm `-K1`)"
+        "wrong: after the death of a rank the launcher did not end the others within 0.5 s; add to launcher.command "
+        "what makes it (under Slurm `-K1`)"
     ]
     assert said["nested"] == ["note: not tried: launcher.programs_beside_pool is no"]
 
@@ -86,6 +88,12 @@ def test_programs_that_do_not_start_beside_a_pool(tmp_path: Path) -> None:
     assert len(said["nested"]) == 1
     assert "launcher 'stuck' did not start the program: it did nothing for 0.5 s" in said["nested"][0]
     assert "set launcher.programs_beside_pool" in said["nested"][0]
+
+
+def test_fewer_nodes_than_asked(tmp_path: Path) -> None:
+    told = ProbeSettings(replace(pilot_settings(None, site_with()), nodes=2), None, True)
+    first = next(Probe(told, Block(("n1",), "7"), tmp_path).findings())
+    assert first.text == "asked for 2 nodes, job 7 has 1 (n1); look at {nodes} in batch.options"
 
 
 def test_findings_on_their_way(tmp_path: Path) -> None:

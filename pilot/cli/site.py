@@ -90,6 +90,8 @@ def show(name: str, script: bool, nodes: int, walltime: float, queue: str, accou
     config = _project()
     files = site_files(name, config)
     found = load_site(name, config)
+    if script and found.batch is None:
+        raise InvalidInput(f"site {found.name!r} has no batch system: there is no script, pilots are processes here")
     if script:
         written = _subject(found, name, config, nodes, walltime, queue, account).script()
         emit({"script": written}) if as_json else click.echo(written, nl=False)
