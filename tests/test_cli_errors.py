@@ -21,6 +21,7 @@ from pilot.cli.app import COMMANDS, run
 from pilot.config import create_project, load_project
 from pilot.signing import create_key
 from pilot.site_files import load_site
+from pilot.sites import Launcher
 from pilot.store import pilots
 from pilot.store.access import store_of
 
@@ -355,7 +356,7 @@ def test_doctor_tries_the_launcher(
     launcher = own / "launch"
     launcher.write_text(f"#!/bin/sh\n{script}\n")
     launcher.chmod(0o755)
-    site = load_site().model_copy(update={"launcher": (str(launcher), "{ranks}")})
+    site = load_site().model_copy(update={"launcher": Launcher(command=(str(launcher), "{ranks}"))})
     monkeypatch.setattr("pilot.cli.doctor.load_site", lambda name: site)
     doctor = call("doctor")
     assert doctor.code == 1
@@ -425,7 +426,8 @@ def complete(folder: Path, words: str) -> list[str]:
 
 def test_completion(call: Call, own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     task = call("submit", "--", "true").out.strip()
-    assert complete(own, "pilot s") == ["status", "store", "submit", "show"]
+    assert complete(own, "pilot site show loc") == ["local"]
+    assert complete(own, "pilot s") == ["status", "store", "site", "submit", "show"]
     assert complete(own, "pilot show ") == [task]
     assert complete(own, f"pilot cancel {task[:8]}") == [task]
     assert complete(own, "pilot tasks --state f") == ["failed"]

@@ -164,7 +164,8 @@ def _queues(subject: Subject) -> Iterator[Finding]:
         yield note("queue", f"{batch.queue_option!r} names no partition: queues cannot be looked up")
         return
     asked = subject.queue or batch.queue
-    for name in dict.fromkeys([*([asked] if asked else []), *batch.queues]):
+    names: list[str] = [asked, *batch.queues] if asked else [*batch.queues]
+    for name in dict.fromkeys(names):
         yield from judge_queue(name, batch.queues.get(name), said)
     if not asked:
         yield note("queue", f"none is named, the default is taken; there are {', '.join(sorted(said))}")
