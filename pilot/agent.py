@@ -113,10 +113,11 @@ class Agent:
 
     def _write_end(self) -> None:
         pilot, reason = self._settings.pilot, self._reason
-        if self._settings.requeue and self._hurry_until < math.inf:  # nobody says whether it is to be started again
-            pilots.again(self._store, pilot, self._token, f"{reason}; its job may be started again")
+        unasked = not self._wish or self._hurry_until < math.inf
+        if self._settings.requeue and unasked:  # its batch system may start it again, and does not tell
+            pilots.again(self._store, pilot, self._token, reason)
         else:
-            pilots.end(self._store, pilot, PilotState.ENDED, reason, self._token)
+            pilots.end(self._store, pilot, PilotState.ENDED, reason, self._token, failed=not self._wish)
 
     def _supervise(self) -> None:
         """Look after the pools, and after what the dead have left, until there is no pool any more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import shlex
 import sys
@@ -11,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pilot import limits
 from pilot.config import ProjectConfig
 from pilot.errors import InvalidInput, PilotError, SchedulerUnreachable
 from pilot.executors.batch.jobs import Request
@@ -25,6 +27,8 @@ from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
     from pilot.sites import Batch, Node, Site
+
+log = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 """File of a pilot's folder that tells its agent what to do."""
@@ -125,6 +129,16 @@ def batch_script(batch: Batch, request: Request, argv: Sequence[str]) -> str:
     return script(directives, [*modules, *exports, *batch.setup], argv, batch.login_shell)
 
 
+def ask_for(store: Store, config: ProjectConfig, settings: PilotSettings, scaler: bool = False) -> None:
+    """Write that a pilot is asked for; `scaler`: by one, not by a person."""
+    fields = {
+        "site": settings.site, "batch": settings.batch, "nodes": settings.nodes,
+        "slots": settings.slots * settings.nodes, "slot_cores": settings.slot_cores, "ttl_s": settings.ttl_s,
+        "folder": str(config.pilot_folder(settings.pilot)), "walltime_s": settings.walltime_s,
+    }  # fmt: skip
+    pilots.ask_for(store, settings.pilot, {**fields, "scaler": True} if scaler else fields)
+
+
 def submit(
     store: Store,
     config: ProjectConfig,
@@ -132,6 +146,7 @@ def submit(
     settings: PilotSettings,
     queue: str = "",
     account: str = "",
+    scaler: bool = False,
 ) -> str:
     """Submit a pilot to the site's batch system and return its job's id.
 
@@ -139,30 +154,27 @@ def submit(
     script, the job's id and what the job prints.
 
     Raises:
-        InvalidInput: no walltime is given, or a value cannot stand in a script.
+        InvalidInput: no walltime is given, a value cannot stand in a script, or the site's queue takes no such pilot;
+            nothing was written or submitted.
         SubmissionRejected: with the batch system's own words; the pilot has ended.
         SchedulerError: the batch system did not answer, or is not there.
     """
     assert site.batch is not None
     request = request_of(site, settings, queue, account)
+    limits.check(site, request.nodes, request.walltime_s, request.queue, request.account)
+    if words := limits.doubt(site, request.queue):
+        log.warning("%s", words)
     text = batch_script(site.batch, request, agent_argv(config, settings))
     folder = config.pilot_folder(settings.pilot)
     path = folder / "job.sh"
     path.write_text(text)
-    pilots.ask_for(
-        store, settings.pilot,
-        {
-            "site": site.name, "batch": site.batch.system, "nodes": settings.nodes,
-            "slots": settings.slots * settings.nodes, "slot_cores": settings.slot_cores, "ttl_s": settings.ttl_s,
-            "folder": str(folder), "walltime_s": settings.walltime_s,
-        },
-    )  # fmt: skip
+    ask_for(store, config, settings, scaler)
     try:
         job = Scheduler(system_of(site.batch.system)).submit(path)
     except SchedulerUnreachable:
         raise  # it may be queued all the same: then it registers itself
     except PilotError as exc:
-        pilots.end(store, settings.pilot, PilotState.ENDED, str(exc))
+        pilots.end(store, settings.pilot, PilotState.ENDED, str(exc), failed=True)
         raise
     (folder / "job.id").write_text(f"{job}\n")
     pilots.note(store, settings.pilot, {"job": job, "submitted": datetime.now(UTC)})

@@ -82,6 +82,8 @@ class Facts:
     pool: Document | None = None
     """The pool under whose token it is leased."""
     attempts: Sequence[Attempt] = ()
+    queued: Sequence[str] = ()
+    """Of each pilot that is not up yet, what it waits for."""
 
 
 # -- conclusions ----------------------------------------------------------------------------------
@@ -127,6 +129,8 @@ def _waiting(facts: Facts) -> list[str]:
 def _ready(facts: Facts) -> list[str]:
     up = [pilot for pilot in facts.pilots if pilot.slots]
     needs = Resources.from_key(facts.task["class"])
+    if not facts.pilots and facts.queued:
+        return ["it is ready, and no pilot is up yet", *facts.queued]
     if not facts.pilots:
         return [f"it is ready, and no pilot is up: start one with `{_up_for(needs)}`"]
     lines = [_stale(pilot) for pilot in facts.pilots if pilot.heartbeat_s > HEARTBEAT_OLD_S]
@@ -139,6 +143,8 @@ def _ready(facts: Facts) -> list[str]:
     refusals = {pilot.id: refusal(needs, pilot) for pilot in alive}
     willing = [pilot for pilot in alive if not refusals[pilot.id]]
     lines += [f"pilot {name} cannot run it: {why}" for name, why in refusals.items() if why]
+    if not willing and facts.queued:
+        return [*lines, *facts.queued]
     if not willing:
         return [*lines, f"start a pilot that can: `{_up_for(needs)}`"]
     busy, slots = sum(pilot.busy for pilot in willing), sum(pilot.slots for pilot in willing)
@@ -258,15 +264,18 @@ def asked(needs: Resources) -> str:
     return ", ".join(parts)
 
 
-def held_up(classes: Mapping[str, int], fleet: Sequence[Pilot]) -> list[str]:
+def held_up(classes: Mapping[str, int], fleet: Sequence[Pilot], queued: Sequence[str] = ()) -> list[str]:
     """Return what keeps ready tasks from starting on what is up, one line per cause; empty if all can start.
 
     Args:
         classes: resource class → how many ready tasks.
         fleet: the pilots that are up.
+        queued: of each that is not up yet, what it waits for.
     """
     if not classes:
         return []
+    if queued and not fleet:
+        return [f"{_tasks(sum(classes.values()))} ready and no pilot is up yet: {queued[0]}"]
     if not any(pilot.slots for pilot in fleet):
         return [] if fleet else [f"{_tasks(sum(classes.values()))} ready and no pilot is up: `pilot up` starts one"]
     lines = []

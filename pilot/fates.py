@@ -22,6 +22,10 @@ class Fate(NamedTuple):
     """Whether it is certain that the pilot will not work any more."""
     words: str
     """Why it does not work yet, or will not any more; for a person. Empty: there is nothing to say."""
+    known: bool = True
+    """Whether anything follows from it: not if its batch system did not answer."""
+    queue: str = ""
+    """State of its job while that does not run, nor is over; empty: that is not known."""
 
 
 _WAITS = {
@@ -50,11 +54,15 @@ def fate(state: PilotState, silent_s: float, ttl_s: float, job: Job | None, sinc
         return Fate(False, "")
     if job is None:
         if state is PilotState.STARTING and since_s > UNLISTED_S:
-            return Fate(True, f"its batch job has not been heard of for {since_s / 60:.0f} min")
+            return Fate(True, f"it has not been heard of for {since_s / 60:.0f} min")
         return Fate(False, "the batch system does not list its job yet" if state is PilotState.STARTING else "")
     why = f": {job.reason}" if job.reason else ""
     if job.state not in OVER:
-        return Fate(False, f"job {job.id} {_WAITS[job.state]}{why} ({job.word})")
+        return Fate(
+            False,
+            f"job {job.id} {_WAITS[job.state]}{why} ({job.word})",
+            queue="" if job.state is JobState.RUNNING else job.state.value,
+        )
     code = "" if job.exit_code in (None, 0) else f", exit code {job.exit_code}"
     before = " before its agent had reported" if state is PilotState.STARTING else ""
     return Fate(True, f"its batch job {job.id} ended as {job.word}{before}{code}{why}")

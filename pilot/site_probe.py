@@ -48,8 +48,8 @@ class ProbeSettings:
     """As for a pilot of this site. Without a root there is no project."""
     cores: int | None
     """Of each node, as the site's file says."""
-    beside: bool
-    """Whether programs may start on the nodes of a pool."""
+    beside: str
+    """Whether programs start on the nodes of a pool; see `launcher.programs_beside_pool` of a site's file."""
 
     def write(self, path: Path) -> None:
         """Write the file."""
@@ -199,8 +199,9 @@ class Probe:
 
     def _nested(self) -> Iterator[Finding]:
         """Start a program as tasks do, from a rank of the program that stands for the pool."""
-        if not self._comes_up or not self._told.beside:
-            why = "launcher.programs_beside_pool is no" if self._comes_up else "the program does not start"
+        beside = self._told.beside
+        if not self._comes_up or beside != "share":
+            why = f"launcher.programs_beside_pool is {beside}" if self._comes_up else "the program does not start"
             yield note("nested", f"not tried: {why}")
             return
         program, errand = self._start(What.NEST)

@@ -71,7 +71,12 @@ class Node(_Part):
     gpu_names: tuple[str, ...] | None = Field(
         default=None, description='what that variable calls the GPUs; absent: "0", "1", …'
     )
-    cpu_order: Annotated[tuple[int, ...] | None, BeforeValidator(_cpus), AfterValidator(_once)] = Field(
+    cpu_order: Annotated[
+        tuple[int, ...] | None,
+        BeforeValidator(_cpus),
+        AfterValidator(_once),
+        WithJsonSchema({"type": ["string", "array", "null"]}),
+    ] = Field(
         default=None, description='ids of the CPUs tasks may use, near ones next to each other: "0-15,32-47" or a list'
     )
 

@@ -29,7 +29,7 @@ from pilot.errors import (
 )
 
 Document = dict[str, Any]
-_COLLECTIONS = ("tasks", "provenance", "functions", "environments", "pilots", "pools", "meta", "events")
+_COLLECTIONS = ("tasks", "provenance", "functions", "environments", "pilots", "pools", "scalers", "meta", "events")
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -117,6 +117,7 @@ class Store:
     environments: Collection[Document]
     pilots: Collection[Document]
     pools: Collection[Document]
+    scalers: Collection[Document]
     meta: Collection[Document]
     events: Collection[Document]
 

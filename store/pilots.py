@@ -111,12 +111,18 @@ def drain(store: Store, pilots: Iterable[str], now: bool = False) -> int:
 
 
 @translating("write a pilot's end")
-def end(store: Store, pilot: str, state: PilotState, reason: str, agent: str | None = None) -> None:
-    """Write how a pilot ended, unless that has been written already, or (with `agent`) it has another agent by now."""
+def end(
+    store: Store, pilot: str, state: PilotState, reason: str, agent: str | None = None, failed: bool = False
+) -> None:
+    """Write how a pilot ended, unless that has been written already, or (with `agent`) it has another agent by now.
+
+    `failed`: nobody asked it to.
+    """
     mine = {} if agent is None else {"agent": agent}
+    fields = {"state": state.value, "reason": reason, "ended": datetime.now(UTC)}
     store.pilots.update_one(
         {"_id": pilot, "state": {"$in": [s.value for s in LIVE_PILOTS]}, **mine},
-        {"$set": {"state": state.value, "reason": reason, "ended": datetime.now(UTC)}},
+        {"$set": fields | ({"failed": True} if failed else {})},
     )
 
 
@@ -134,6 +140,19 @@ def listing(store: Store, live_only: bool = False, limit: int = 100) -> list[Doc
     """Return pilots, newest first."""
     query: Document = {"state": {"$in": [s.value for s in LIVE_PILOTS]}} if live_only else {}
     return list(store.pilots.find(query, sort=[("created", -1)], limit=limit))
+
+
+@translating("list pilots that a scaler asked for")
+def asked_for(store: Store, site: str, since: datetime | None, limit: int) -> list[tuple[Document, list[Document]]]:
+    """Return the latest pilots that the scaler of a site asked for, newest first, each with its pools."""
+    query: Document = {"scaler": True, "site": site}
+    if since is not None:
+        query["created"] = {"$gte": since}
+    docs = list(store.pilots.find(query, sort=[("created", -1)], limit=limit))
+    pools: dict[str, list[Document]] = {doc["_id"]: [] for doc in docs}
+    for pool in store.pools.find({"pilot": {"$in": list(pools)}}):
+        pools[pool["pilot"]].append(pool)
+    return [(doc, pools[doc["_id"]]) for doc in docs]
 
 
 # -- pools ----------------------------------------------------------------------------------------

@@ -154,6 +154,17 @@ def ready_classes(store: Store) -> list[str]:
     return found
 
 
+@translating("count ready tasks")
+def ready_counts(store: Store, most: int = 0) -> dict[str, int]:
+    """Return how many tasks of each class are ready; with `most`, no class is counted further (index `ready`)."""
+    query = {"state": State.READY.value}
+    limit: dict[str, Any] = {"limit": most} if most else {}
+    return {
+        name: store.tasks.count_documents({**query, "class": name}, hint="ready", **limit)
+        for name in ready_classes(store)
+    }
+
+
 @translating("lease tasks")
 def lease(store: Store, token: str, classes: Sequence[str], limit: int, bucket: int, now: datetime) -> list[Document]:
     """Take up to `limit` ready tasks of the given classes under `token` and return their documents.

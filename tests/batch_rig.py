@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 import pilot
 from pilot.executors.batch.scheduler import Scheduler
 from pilot.states import OVER, JobState
+from pilot.store import pilots
 from tests import pilot_tasks
-from tests.rig import Rig, wait_until
+from tests.rig import REPOSITORY, Rig, wait_until
 
 UP_S = 90.0
 """Slurm looks at its queue every second or so, and a node's first start of Python reads a cold disk."""
+
+
+def fake_pbs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put stand-ins for a PBS first on the PATH; return the folder in which they keep jobs."""
+    home = folder / "fake-pbs"
+    (home / "bin").mkdir(parents=True)
+    (home / "free").touch()
+    for name in ("qsub", "qstat", "qdel"):
+        (home / "bin" / name).symlink_to(REPOSITORY / "tests" / "pbs" / "fake_pbs.py")
+    monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
+    monkeypatch.setenv("FAKE_PBS", str(home))
+    return home
 
 
 class User:
@@ -41,6 +57,12 @@ class User:
     def up(self, *words: str) -> dict[str, Any]:
         """Ask for a pilot."""
         said = self.run("up", "--site", str(self.site), "--walltime", "10m", "--json", *words)
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    def scale(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """Do one round of `pilot scale`."""
+        said = self.run("scale", "--once", "--json", "--site", str(self.site), "--walltime", "10m", *words, code=code)
         found: dict[str, Any] = json.loads(said)
         return found
 
@@ -68,8 +90,17 @@ class User:
     def words(self, name: str) -> str:
         """Return everything that a pilot has left in its folder."""
         folder = self.rig.config.pilot_folder(name)
-        texts = [f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in sorted(folder.glob("*.*"))]
-        return "\n".join(texts)
+        logs = [path for path in sorted(folder.glob("*.*")) if path.suffix in (".log", ".out")]
+        return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in logs)
+
+    def log(self, asked: dict[str, Any]) -> Callable[[], str]:
+        """Return what tells everything of a pilot, for time-outs."""
+        return lambda: self.words(asked["pilot"])
+
+    def pilot(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Return a pilot's document."""
+        (found,) = [doc for doc in pilots.listing(self.rig.store) if doc["_id"] == asked["pilot"]]
+        return found
 
     def await_up(self, asked: dict[str, Any]) -> None:
         """Wait until a pilot takes work."""
@@ -134,9 +165,9 @@ def check_its_work_is_given_back_when_it_is_cancelled(user: User, asked: dict[st
     assert "SIGTERM" in user.view(asked["pilot"])["reason"]
 
 
-def check_it_ends_before_its_time(user: User) -> None:
+def check_it_ends_before_its_time(user: User, walltime: str) -> None:
     """Let a short walltime pass: the agent drains before its end, so that nobody kills it."""
-    asked = json.loads(user.run("up", "--site", str(user.site), "--walltime", "1m", "--json"))
+    asked = json.loads(user.run("up", "--site", str(user.site), "--walltime", walltime, "--json"))
     user.await_up(asked)
     assert user.await_over(asked["job"]) is JobState.COMPLETED
     assert user.view(asked["pilot"])["state"] == "ended"

@@ -18,7 +18,7 @@ from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 from tests import queue_rig
-from tests.rig import REPOSITORY, Rig
+from tests.rig import Rig
 from tests.server_rig import kill
 
 # -- services that a machine may lack ---------------------------------------------------------------
@@ -131,7 +131,7 @@ def store(mongod_uri: str, clean_databases: list[str], request: pytest.FixtureRe
 
 def wipe(store: Store) -> None:
     """Delete everything but the schema."""
-    for name in ("tasks", "provenance", "functions", "environments", "pilots", "pools", "events"):
+    for name in ("tasks", "provenance", "functions", "environments", "pilots", "pools", "scalers", "events"):
         store.database[name].delete_many({})
 
 
@@ -206,22 +206,3 @@ def gate(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "gate"
     yield path
     path.touch()
-
-
-# -- batch systems ----------------------------------------------------------------------------------
-
-REAL_PBS = shutil.which("qsub") is not None
-
-
-@pytest.fixture
-def fake_pbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put the fakes on the PATH, unless there is a real PBS; return the folder in which they keep jobs."""
-    home = tmp_path / "fake-pbs"
-    (home / "bin").mkdir(parents=True)
-    (home / "free").touch()
-    if not REAL_PBS:
-        for name in ("qsub", "qstat", "qdel"):
-            (home / "bin" / name).symlink_to(REPOSITORY / "tests" / "pbs" / "fake_pbs.py")
-        monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
-        monkeypatch.setenv("FAKE_PBS", str(home))
-    return home

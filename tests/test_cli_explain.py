@@ -12,6 +12,7 @@ from pilot.cli import queries, text
 from pilot.explain import Attempt, Facts, Other, Pilot, held_up, reasons, refusal
 from pilot.resources import Resources
 from pilot.states import State
+from pilot.store import tasks
 from pilot.store.mongo import Store
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -37,6 +38,13 @@ def ready(needs: str = "c1", **facts: Any) -> str:
 def test_no_pilot_is_up() -> None:
     assert ready() == "it is ready, and no pilot is up: start one with `pilot up`"
     assert "`pilot up --cores-per-slot 8 --walltime 60m`" in ready("c8w1800")
+
+
+def test_a_pilot_that_waits_for_nodes() -> None:
+    words = "pilot p2 is not up yet: job 7 waits in the queue: Resources (PENDING)"
+    assert ready(queued=[words]) == f"it is ready, and no pilot is up yet\n{words}"
+    assert words in ready("c9", pilots=[UP], queued=[words])
+    assert held_up({"c1": 3}, [], [words]) == [f"3 tasks are ready and no pilot is up yet: {words}"]
 
 
 def test_a_pilot_that_is_starting() -> None:
@@ -235,7 +243,7 @@ def test_collect_counts_what_is_ahead(store: Store) -> None:
         insert(store, f"t-{number}", "ready", priority=-number, **({"class": "c2"} if number % 2 else {}))
     found = reading.collect(store, "t-1", NOW)
     assert (found.before, found.beside) == (2, 0)
-    assert queries.ready(store) == {"c1": 2, "c2": 2}
+    assert tasks.ready_counts(store) == {"c1": 2, "c2": 2}
 
 
 @pytest.mark.any_documents

@@ -21,7 +21,8 @@ from pilot.findings import Verdict
 from pilot.site_files import load_site
 from pilot.sites import Site, here
 from pilot.states import JobState
-from tests.conftest import REAL_PBS, need
+from tests import batch_rig
+from tests.conftest import need
 from tests.rig import Rig
 
 
@@ -44,7 +45,7 @@ class Said(NamedTuple):
 
 Call = Callable[..., Said]
 
-MINE = {
+MINE: dict[str, Any] = {
     "extends": "slurm", "description": "Mine", "detect": {"env": {"MY_MACHINE": "yes"}}, "slots": 2,
     "verified": {"date": "2026-08-01", "source": "https://docs"}, "unverified": ["batch.queues.debug", "node.cores"],
     "batch": {"queues": {"debug": {"max_walltime": "30m"}}, "account_required": True},
@@ -176,7 +177,7 @@ def test_a_site_that_is_as_its_file_says(slurm: Call) -> None:
 
 
 def test_a_site_that_is_not(slurm: Call) -> None:
-    batch = {"queues": {"debug": {"max_nodes": 8}}, "queue": "fast", "modules": ["nosuch"]}
+    batch = MINE["batch"] | {"queues": {"debug": {"max_nodes": 8}}, "queue": "fast", "modules": ["nosuch"]}
     write("mine", **MINE | {"batch": batch, "reach": {"interfaces": ["hsn0"]}, "launcher": {"command": ["nosuchrun"]}})
     program("sbatch", "echo 'sbatch: error: invalid partition specified: fast' >&2; exit 1")
     said = slurm("site", "check", "mine", "--json")
@@ -188,7 +189,11 @@ def test_a_site_that_is_not(slurm: Call) -> None:
     assert said.checks("modules")[0].startswith("wrong: ")
     assert said.checks("launcher")[0].startswith("wrong: 'nosuchrun' of launcher.command is neither beside Python nor")
     assert said.checks("reach")[0].startswith("wrong: none of hsn0 is here with an address, but ")
-    assert said.checks("script")[0].startswith("wrong: Slurm would refuse the job: sbatch: error: invalid partition")
+    assert said.checks("script")[0].startswith("wrong: no account: site 'mine' charges every job to one")
+    script = slurm("site", "check", "mine", "--account", "m1", "--json").checks("script")[0]
+    assert script.startswith(
+        "wrong: Slurm would refuse the job: sbatch: error: invalid partition specified: fast; see "
+    )
     lines = slurm("site", "check", "mine").out.splitlines()
     assert lines[-1] == "5 checks wrong"
     assert any(line.startswith("wrong  reach      none of hsn0") for line in lines)
@@ -202,6 +207,12 @@ def test_commands_that_are_not_there(call: Call, monkeypatch: pytest.MonkeyPatch
 
 
 # -- in a job -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fake_pbs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put programs on the PATH that say what those of a PBS do; return the folder in which they keep jobs."""
+    return batch_rig.fake_pbs(tmp_path_factory.mktemp("pbs"), monkeypatch)
 
 
 @pytest.fixture
@@ -232,7 +243,6 @@ def test_a_job_reaches_the_store_of_the_project(job_site: Call, lobby: Rig, monk
     assert len(list(lobby.config.folder.glob("checks/*/job.id"))) == 1
 
 
-@pytest.mark.skipif(REAL_PBS, reason="a real one would run it")
 def test_a_job_that_does_not_start_is_taken_back(job_site: Call, fake_pbs: Path) -> None:
     (fake_pbs / "free").unlink()
     said = job_site("site", "check", "sim", "--in-job", "--nodes", "5", "--timeout", "0.5s", "--json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pilot.executors.batch.jobs import Job
-from pilot.fates import UNLISTED_S, fate
+from pilot.fates import UNLISTED_S, Fate, fate
 from pilot.states import OVER, JobState, PilotState
 
 STARTING, RUNNING = PilotState.STARTING, PilotState.RUNNING
@@ -17,8 +17,8 @@ def job(state: JobState, reason: str = "", **fields: int) -> Job:
 
 @pytest.mark.parametrize("state", JobState)
 def test_a_heartbeat_counts_more_than_what_the_batch_system_says(state: JobState) -> None:
-    assert fate(RUNNING, 3.0, 30.0, job(state), 1000.0) == (False, "")
-    assert fate(RUNNING, 3.0, 30.0, None, 1e6) == (False, "")
+    assert fate(RUNNING, 3.0, 30.0, job(state), 1000.0) == Fate(False, "")
+    assert fate(RUNNING, 3.0, 30.0, None, 1e6) == Fate(False, "")
 
 
 @pytest.mark.parametrize("state", JobState)

@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 
+import pilot
 from pilot.executors.batch import pbs
 from pilot.executors.batch.scheduler import Scheduler
+from pilot.scaling import REFUSALS
 from pilot.site_files import load_site
 from pilot.states import JobState
-from tests import batch_rig
+from tests import batch_rig, pilot_tasks
 from tests.batch_rig import UP_S, User
-from tests.conftest import REAL_PBS
 from tests.rig import Rig, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+REAL = shutil.which("qsub") is not None
+
 
 @pytest.fixture
-def user(lobby: Rig, fake_pbs: Path) -> Iterator[User]:
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the fakes on the PATH, unless there is a real PBS; return the folder in which they keep jobs."""
+    return tmp_path if REAL else batch_rig.fake_pbs(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def user(lobby: Rig, fake: Path) -> Iterator[User]:
     """Return a user with a site file made of the generic one; delete what is left afterwards."""
     data = load_site("pbs").model_dump(mode="json", exclude_unset=True)
     data |= {"name": "sim", "slots": 2}
@@ -31,7 +42,7 @@ def user(lobby: Rig, fake_pbs: Path) -> Iterator[User]:
     path.write_text(yaml.safe_dump(data))
     scheduler = Scheduler(pbs)
     yield User(lobby, path, scheduler)
-    (fake_pbs / "away").unlink(missing_ok=True)
+    (fake / "away").unlink(missing_ok=True)
     scheduler.cancel([path.read_text().strip() for path in lobby.config.folder.glob("pilots/*/job.id")])
 
 
@@ -58,20 +69,52 @@ def test_a_pilot_that_is_deleted(user: User) -> None:
 
 
 def test_the_walltime(user: User) -> None:
-    batch_rig.check_it_ends_before_its_time(user)
+    batch_rig.check_it_ends_before_its_time(user, "25s")
 
 
 def test_a_job_that_fails_before_its_agent_begins(user: User) -> None:
     batch_rig.check_it_is_given_up_when_its_job_fails(user)
 
 
-@pytest.mark.skipif(REAL_PBS, reason="a real server is not to be ended")
-def test_a_server_that_is_away(user: User, fake_pbs: Path) -> None:
-    (fake_pbs / "free").unlink()
+@pytest.mark.skipif(REAL, reason="a real server is not to be ended")
+def test_a_server_that_is_away(user: User, fake: Path) -> None:
+    (fake / "free").unlink()
     asked = user.up()
-    (fake_pbs / "away").touch()
+    (fake / "away").touch()
     assert "cannot connect to server" in user.view(asked["pilot"])["reason"]
     assert user.view(asked["pilot"])["state"] == "starting"  # nothing is known: nothing is concluded
     assert "cannot connect to server" in user.run("down", code=1)
-    (fake_pbs / "away").unlink()
+    (fake / "away").unlink()
     wait_until(lambda: user.state(asked["job"]) is JobState.CANCELLED or user.run("down"), UP_S, "it is taken back")
+
+
+# -- scaling --------------------------------------------------------------------------------------
+
+
+def test_pilots_come_with_work_and_end_without(user: User) -> None:
+    assert user.scale()["why"] == "nothing waits"
+    with user.rig.open():
+        futures = pilot.task(pilot_tasks.nap).map(range(20), seconds=0.01)
+        (asked,) = user.scale("--idle", "1s")["asked"]
+        assert user.scale()["asked"] == []
+        assert [future.result(UP_S) for future in futures] == list(range(20))
+        assert futures[0].record()["job"] == asked["job"]
+    assert user.await_over(asked["job"]) is JobState.COMPLETED
+    assert user.view(asked["pilot"])["reason"] == "had no work for 1 s"
+    assert user.scale()["up"] == 0
+
+
+def test_pilots_that_pbs_refuses_again_and_again(user: User) -> None:
+    words = ["--min", "1", "--queue", "nosuch"]
+    long_ago = {"$set": {"ended": datetime.now(UTC) - timedelta(days=1)}}
+    for _ in range(REFUSALS):
+        assert "qsub: Unknown queue" in user.scale(*words, code=1)["trouble"]
+        user.rig.store.pilots.update_many({"failed": True}, long_ago)
+    assert "qsub: Unknown queue" in user.scale(*words, code=1)["why"]
+    for command in ("status", "pilots"):
+        assert "5 submissions in a row were refused, the last one: PBS refused the job" in user.run(command)
+    assert user.scale("--min", "1", code=1)["paused"]
+    assert "goes on" in user.run("scale", "--resume", "--site", str(user.site))
+    (asked,) = user.scale("--min", "1")["asked"]
+    assert user.state(asked["job"]) in (JobState.QUEUED, JobState.RUNNING)
+    assert "no pilots are asked for" not in user.run("status")

@@ -58,7 +58,7 @@ def test_modules_are_short() -> None:
 def test_no_path_of_one_machine() -> None:
     """What leads to somebody's home, or out of the repository to a neighbour, leads nowhere for others."""
     files = [path for path in repository_files() if path.suffix in TEXT]
-    known = {part for path in files for part in path.relative_to(ROOT).parts}
+    known = {part for path in repository_files() for part in path.relative_to(ROOT).parts}
     private = re.compile(rf"(?<![\w.])/(?:home|root|Users)/\w+|{re.escape(str(ROOT))}(?![\w-])")
     climbing = re.compile(r"(?:\.\./)+([\w-][\w.-]*)")
     found = []

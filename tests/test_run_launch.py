@@ -104,6 +104,15 @@ def test_a_missing_launcher_is_named_with_what_to_install(tmp_path: Path) -> Non
         choose(known, sys.executable, {"PATH": str(tmp_path), "PILOT_MPI": "openmpi"})
 
 
+def test_a_launcher_that_makes_job_steps_is_told_its_job() -> None:
+    plain = {**launchers(load_site("frontier")), "job": "17"}
+    known = Launchers.of(plain)
+    chosen = launch.Chosen("mpich", "/usr/bin/srun", known.programs["mpich"])
+    assert "--jobid=17" in chosen.line(3, 2, "/a/hosts", known.job)
+    assert chosen.environment({}, {}, "/a/hosts") == {"SLURM_HOSTFILE": "/a/hosts"}
+    assert chosen.program.line_per_rank
+
+
 def test_the_environment_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     program = launch.Program(("x",), "", "", False, {"SITE": "s", "BOTH": "s"})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

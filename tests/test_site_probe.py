@@ -27,7 +27,7 @@ def site_with(**changes: Any) -> Site:
     return Site.model_validate(load_site("local").model_dump(exclude_unset=True) | {"slots": 2} | changes)
 
 
-def found(folder: Path, site: Site, beside: bool = True) -> dict[str, list[str]]:
+def found(folder: Path, site: Site, beside: str = "share") -> dict[str, list[str]]:
     """Return what is found, by check."""
     need("mpiexec")
     told = ProbeSettings(pilot_settings(None, site), site.node.cores, beside)
@@ -72,7 +72,7 @@ def test_a_launcher_that_hangs_is_ended_and_the_next_thing_is_tried(
 ) -> None:
     monkeypatch.setattr(site_probe, "_DEATH_S", 0.5)
     hangs = "code = subprocess.run(argv).returncode\nif 'die.json' in argv[-1]: time.sleep(60)\nsys.exit(code)"
-    said = found(tmp_path, site_with(launcher=launcher(tmp_path, hangs)), beside=False)
+    said = found(tmp_path, site_with(launcher=launcher(tmp_path, hangs)), beside="no")
     assert said["kill"] == [
         "wrong: after the death of a rank the launcher did not end the others within 0.5 s; add to launcher.command "
         "what makes it (under Slurm `-K1`)"
@@ -91,7 +91,7 @@ def test_programs_that_do_not_start_beside_a_pool(tmp_path: Path) -> None:
 
 
 def test_fewer_nodes_than_asked(tmp_path: Path) -> None:
-    told = ProbeSettings(replace(pilot_settings(None, site_with()), nodes=2), None, True)
+    told = ProbeSettings(replace(pilot_settings(None, site_with()), nodes=2), None, "share")
     first = next(Probe(told, Block(("n1",), "7"), tmp_path).findings())
     assert first.text == "asked for 2 nodes, job 7 has 1 (n1); look at {nodes} in batch.options"
 

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
+from pilot import limits
 from pilot.config import create_project
 from pilot.errors import ConfigError
-from pilot.site_files import load_site, site_files, site_names
+from pilot.site_files import load_site, merged, site_files, site_names
 from pilot.sites import PARTS, Site, launchers
 
 SHIPPED = Path(__file__).parent.parent / "site-configs"
@@ -229,3 +230,61 @@ def test_every_key_is_described_here_and_in_the_documentation() -> None:
     for name, field in _fields():
         assert field.description, name
         assert f"`{name.partition('.')[2]}`" in page, name
+
+
+# -- what is shipped ------------------------------------------------------------------------------
+
+MACHINES = sorted(set(site_names()) - {"local", "pbs", "slurm"})
+"""Sites that are one machine."""
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SHIPPED.glob("*.yaml")))
+def test_files_are_short_and_name_their_schema(name: str) -> None:
+    lines = (SHIPPED / f"{name}.yaml").read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=../docs/site.schema.json"
+    assert lines[1].startswith("# ")
+    assert len(lines) <= 65
+    assert max(map(len, lines)) <= 130
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_machines_say_where_they_are_from_and_what_is_not_known(name: str) -> None:
+    site, data = load_site(name), merged(site_files(name))
+    assert site.verified is not None
+    assert "https://" in site.verified.source
+    assert site.documentation.startswith("https://")
+    assert site.contact.startswith("the site's help desk, https://")
+    assert site.batch is not None
+    assert site.batch.account_required
+    assert site.batch.queue in site.batch.queues
+    assert {"launcher", "programs"} <= set(site.unverified)  # nobody has started a pool there yet
+    for key in site.unverified:
+        part: Any = data
+        for step in key.split("."):
+            assert step in part, f"{key} is unverified, but is no key of {name}"
+            part = part[step]
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_machines_leave_placement_to_the_pilot(name: str) -> None:
+    site = load_site(name)
+    for command in (site.launcher.command, *(program.launcher for program in site.programs.values())):
+        words = " ".join(command)
+        assert re.search("--cpu-bind[= ]none|-bind-to none", words)
+        assert "--exact" not in words
+        assert "srun" not in words or {"-K1", "--overlap"} <= set(command)
+    assert site.node.cpu_order is None or len(site.node.cpu_order) == site.node.cores
+    limits.check(site, max(2, site.batch.queues[site.batch.queue].min_nodes), 3600, site.batch.queue, "a")
+
+
+CRAY = ["alps-daint", "frontier", "lumi-c", "lumi-g", "perlmutter-cpu", "perlmutter-gpu", "setonix", "setonix-gpu"]
+PALS = ["aurora", "derecho", "polaris"]
+
+
+@pytest.mark.parametrize("name", [*CRAY, *PALS])
+def test_machines_with_cxi_load_their_own_mpi_and_start_programs_where_no_pool_is(name: str) -> None:
+    site = load_site(name)
+    assert site.batch is not None
+    assert site.batch.env["MPI4PY_LIBMPI"] == "libmpi.so.12"
+    assert site.launcher.programs_beside_pool == "whole_node_free"
+    assert (site.launcher.one_node == ("--network=single_node_vni",)) == (name in CRAY)

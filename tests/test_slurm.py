@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
 
+import psutil
 import pytest
 import yaml
 
@@ -25,11 +27,17 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 CLUSTER = REPOSITORY / "tests" / "cluster"
 
 
+def start_cluster(**settings: str) -> None:
+    """Bring up what of the cluster does not run."""
+    env = os.environ | {"SLURM_SIM_SLURMD_TIMEOUT": "6"} | settings
+    subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=300, env=env)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Scheduler]:
     """Bring up Slurm, and take it down after the last test."""
     need("slurm")
-    subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=300)
+    start_cluster()
     try:
         yield Scheduler(slurm)
     finally:
@@ -71,11 +79,11 @@ def test_several_pools_and_a_node_that_dies(user: User) -> None:
         assert [future.result(UP_S) for future in futures] == list(range(8))
     view = wait_until(
         lambda: (seen := user.view(asked["pilot"]))["nodes"] == 1 and seen, UP_S, "the node is left out",
-        lambda: user.words(asked["pilot"]),
+        user.log(asked),
     )  # fmt: skip
     assert view["state"] == "running"
     assert "ended" in user.run("down")
-    subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=120)
+    start_cluster()
 
 
 def test_a_pilot_that_is_requeued(user: User) -> None:
@@ -88,8 +96,46 @@ def test_a_pilot_that_is_requeued(user: User) -> None:
         scontrol("requeue", asked["job"])
         wait_until(lambda: user.view(asked["pilot"])["state"] == "starting", UP_S, "the agent has ended")
         assert future.result(UP_S) == 1
-        assert future.record()["attempt"] == 2
+        assert future.record()["attempt"] > 1
     assert user.view(asked["pilot"])["state"] == "running"
+    assert "ended" in user.run("down")
+
+
+def test_a_node_that_only_seems_dead(user: User) -> None:
+    """Slurm starts the job elsewhere while the first pilot still runs: one of them works, the other one ends itself."""
+    user.change(batch={"requeue": True})
+    asked = user.up()
+    user.await_up(asked)
+    first = user.pilot(asked)
+    node = user.scheduler.look([asked["job"]])[asked["job"]].hosts
+    with user.rig.open():
+        future = pilot.task(retries=0)(pilot_tasks.nap).submit(1, seconds=20.0)
+        wait_until(lambda: future.state is pilot.State.LEASED, UP_S, "it runs")
+        subprocess.run([CLUSTER / "slurm-node-fail", node, "soft"], check=True, timeout=60)
+        wait_until(lambda: user.pilot(asked)["agent"] != first["agent"], UP_S, "it is started again", user.log(asked))
+        assert future.result(UP_S) == 1
+    wait_until(lambda: not psutil.pid_exists(first["pid"]), UP_S, "the first agent has ended", user.log(asked))
+    assert user.view(asked["pilot"])["state"] == "running"
+    assert "ended" in user.run("down")
+    start_cluster()
+
+
+def test_a_pilot_that_waits_for_nodes(user: User) -> None:
+    hog = subprocess.run(
+        ["sbatch", "--parsable", "-N4", "--exclusive", "--output=/dev/null", "--wrap", "exec sleep 120"],
+        check=True, capture_output=True, text=True, cwd=user.rig.config.root,
+    ).stdout.strip()  # fmt: skip
+    asked = user.up()
+    wait_until(
+        lambda: re.search(r"waits in the queue: (Resources|Priority)", user.view(asked["pilot"])["reason"]),
+        UP_S,
+        "it says why",
+        user.log(asked),
+    )
+    task = user.run("submit", "--", "true").split()[0]
+    assert re.search("waits in the queue: (Resources|Priority)", user.run("explain", task))
+    user.scheduler.cancel([hog])
+    user.await_up(asked)
     assert "ended" in user.run("down")
 
 
@@ -121,7 +167,7 @@ def test_a_pilot_that_is_cancelled(user: User) -> None:
 
 
 def test_the_walltime(user: User) -> None:
-    batch_rig.check_it_ends_before_its_time(user)
+    batch_rig.check_it_ends_before_its_time(user, "1m")
 
 
 def test_a_job_that_fails_before_its_agent_begins(user: User) -> None:

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from _harness import BenchmarkError, Settings, check_values, wait_until
 
 import pilot
-from pilot import signing
-from pilot.cli import launch
+from pilot import launch, signing
 from pilot.client import Project
 from pilot.config import ProjectConfig, create_project
 from pilot.errors import PilotDied

@@ -75,6 +75,14 @@ _PASSING = frozenset({0, 35, 153})
 GONE = re.compile(r"Unknown Job Id|Job has finished|Request invalid for state of job")
 """What qdel says of a job that is over, or on its way there."""
 
+KEYS: Mapping[str, re.Pattern[str]] = {
+    "batch.account": re.compile(r"account|project", re.IGNORECASE),
+    "batch.queue": re.compile(r"unknown queue|queue is not enabled|not authorized to use queue", re.IGNORECASE),
+    "batch.queues": re.compile(r"resource_list\.walltime|exceeds|resource limits", re.IGNORECASE),
+    "batch.options": re.compile(r"unknown resource|resource_list|filesystems|illegal attribute", re.IGNORECASE),
+}
+"""What qsub says when it refuses, by the key of the site's file that this is about; the first that fits holds."""
+
 
 def directives(request: Request) -> list[str]:
     """Return the ``#PBS`` lines of a pilot's script.

@@ -29,6 +29,8 @@ class System(Protocol):
     @property
     def GONE(self) -> re.Pattern[str]: ...  # noqa: D102
     @property
+    def KEYS(self) -> Mapping[str, re.Pattern[str]]: ...  # noqa: D102
+    @property
     def KEPT(self) -> Sequence[str]: ...  # noqa: D102
 
     def directives(self, request: Request) -> list[str]: ...  # noqa: D102
@@ -88,7 +90,9 @@ class Scheduler:
         job = self._system.submitted(said)
         if job is None:
             words = said.words or f"exit code {said.code}, and nothing else"
-            raise SubmissionRejected(f"{self._system.NAME} refused the job of {str(script)!r}: {words}")
+            raise SubmissionRejected(
+                f"{self._system.NAME} refused the job of {str(script)!r}: {words}{_advice(self._system, words)}"
+            )
         return job
 
     def try_out(self, script: Path) -> str | None:
@@ -103,7 +107,8 @@ class Scheduler:
             return None
         said = self._ask(argv, script.parent)
         if said.code:
-            raise SubmissionRejected(f"{self._system.NAME} would refuse the job: {said.words}")
+            advice = _advice(self._system, said.words)
+            raise SubmissionRejected(f"{self._system.NAME} would refuse the job: {said.words}{advice}")
         return said.words
 
     def queues(self) -> Mapping[str, QueueNow]:
@@ -189,3 +194,13 @@ class Scheduler:
 
     def _ask(self, argv: Sequence[str], cwd: Path | None = None) -> Said:
         return ask(argv, self._system.UNREACHABLE, cwd=cwd, deadline_s=self._deadline_s)
+
+
+_OPTIONS = {"batch.account": "--account", "batch.queue": "--queue", "batch.queues": "--nodes and --walltime"}
+"""What of `pilot up` overrules or obeys a key of the site's file."""
+
+
+def _advice(system: System, words: str) -> str:
+    key = next((key for key, pattern in system.KEYS.items() if pattern.search(words)), None)
+    option = f", or give {_OPTIONS[key]}" if key in _OPTIONS else ""
+    return "" if key is None else f"; see {key} of the site's file{option}"

@@ -70,6 +70,16 @@ KEPT = ("SLURM_JOB_ID", "SLURM_CONF", "SLURM_CLUSTERS")
 GONE = re.compile(r"Invalid job id specified|already completing or completed")
 """What scancel says of a job that is over."""
 
+KEYS: Mapping[str, re.Pattern[str]] = {
+    "batch.account": re.compile(r"invalid account|account.* (?:required|not specified|expired)", re.IGNORECASE),
+    "batch.queue": re.compile(r"invalid (?:partition|qos)|no partition specified", re.IGNORECASE),
+    "batch.queues": re.compile(r"time limit|node count|violates accounting/qos policy", re.IGNORECASE),
+    "batch.options": re.compile(
+        r"invalid (?:feature|generic resource|option)|node configuration|unrecogni", re.IGNORECASE
+    ),
+}
+"""What sbatch says when it refuses, by the key of the site's file that this is about; the first that fits holds."""
+
 _HELD = frozenset({"JobHeldUser", "JobHeldAdmin", "BeginTime"})
 """Reasons of pending jobs that wait for a person or a date; a requeued one waits for `BeginTime` too."""
 

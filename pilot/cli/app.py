@@ -41,6 +41,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "up": Entry("pilots", "up", "Start a pilot that stays."),
         "down": Entry("pilots", "down", "Let pilots finish what they run, and end."),
         "pilots": Entry("pilots", "pilots", "List pilots."),
+        "scale": Entry("scale", "scale", "Ask for pilots by what waits."),
         "site": Entry("site", "site", "List, show or check the files that describe machines."),
     },
     "Tasks": {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
-from pilot.cli import fleet
+from pilot import fleet
 from pilot.cli.common import now, opened
 from pilot.config import find_project
 from pilot.errors import PilotError

@@ -82,6 +82,14 @@ def await_end(store: Store, ids: Sequence[str], timeout_s: float | None = None) 
     return states | queries.states_of(store, left)
 
 
+def _held_up(store: Store) -> list[str]:
+    """Return what keeps ready tasks from starting, without asking batch systems: this is done every few seconds."""
+    moment = now()
+    return explain.held_up(
+        store_tasks.ready_counts(store), facts.up(store, moment), facts.queued(store, moment, ask=False)
+    )
+
+
 class Complaints:
     """Says on stderr, once per cause, what keeps ready tasks from starting."""
 
@@ -96,7 +104,7 @@ class Complaints:
         if time.monotonic() < self._next:
             return []
         self._next = time.monotonic() + _COMPLAIN_S
-        causes = explain.held_up(queries.ready(self._store), facts.up(self._store, now()))
+        causes = _held_up(self._store)
         for cause in causes:
             kind = cause.partition(" ready ")[2]
             if kind not in self._said:
@@ -176,7 +184,7 @@ def retry(ctx: click.Context, names: tuple[str, ...], state: str | None, tag: st
         else:
             ids = [task for batch in queries.ids(store, [State(state or "")], tag, roots=True) for task in batch]
         count = sum(dependants.retry(store, part) for part in store_tasks.chunks(ids, 5000))
-        causes = explain.held_up(queries.ready(store), facts.up(store, now())) if count else []
+        causes = _held_up(store) if count else []
     if as_json:
         emit({"retried": count, "tasks": ids})
         return

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from pilot import signing
-from pilot.cli import fleet, queries, text
+from pilot import fleet, signing
+from pilot.cli import queries, text
 from pilot.cli.checkup import Check, examine, report
 from pilot.cli.common import Command, json_option, now
 from pilot.config import ProjectConfig, find_project

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
+from pilot import fleet
 from pilot.cli import queries, text
 from pilot.explain import NAMED, Attempt, Facts, Other, Pilot
 from pilot.layout import Layout
@@ -50,7 +51,7 @@ def collect(store: Store, task: str, now: datetime, root: bool = True) -> Facts:
         Counter(State(other["state"]) for other in others.values()),
         [Other(o["_id"], o["name"], State(o["state"]), o.get("reason", "")) for o in named],
         collect(store, end, now, root=False) if end else None, before, max(0, same - 1), pool,
-        _attempts(store, doc, now),
+        _attempts(store, doc, now), queued(store, now) if state is State.READY else (),
     )  # fmt: skip
 
 
@@ -75,6 +76,19 @@ def up(store: Store, now: datetime) -> list[Pilot]:
             )
         )  # fmt: skip
     return found
+
+
+def queued(store: Store, now: datetime, ask: bool = True) -> list[str]:
+    """Return what each pilot that is not up yet waits for, in words.
+
+    Args:
+        store: the database.
+        now: the present time (UTC).
+        ask: the batch systems too.
+    """
+    views = fleet.look(store, now, live_only=True, ask=ask)
+    starting = [view for view in views if view.state == PilotState.STARTING]
+    return [f"pilot {view.id} is not up yet: {view.reason or f'its job is {view.job}'}" for view in starting]
 
 
 _URGENCY = (State.FAILED, State.CANCELLED, State.READY, State.WAITING, State.LEASED, State.DONE)

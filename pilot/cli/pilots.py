@@ -10,15 +10,29 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pilot import allocation
-from pilot.cli import fleet, launch, text
-from pilot.cli.common import Command, Rows, console, duration, emit, escaped, json_option, now, opened, tell, waiting
+from pilot import allocation, fleet, launch
+from pilot.cli import text
+from pilot.cli.common import (
+    Command,
+    Rows,
+    console,
+    duration,
+    emit,
+    escaped,
+    json_option,
+    now,
+    opened,
+    points,
+    tell,
+    waiting,
+)
 from pilot.cli.completion import pilots as complete_pilots
 from pilot.errors import PilotDied
 from pilot.settings import PilotSettings
 from pilot.site_files import load_site
 from pilot.states import PilotState
 from pilot.store import pilots as store_pilots
+from pilot.store import scaling
 from pilot.store.mongo import Store
 
 if TYPE_CHECKING:
@@ -203,33 +217,49 @@ def pilots(live: bool, limit: int, as_json: bool) -> None:
     """List pilots, newest first."""
     with opened() as project:
         views = fleet.look(project.store, now(), live_only=live, limit=limit)
+        resting = paused(project.store)
     if as_json:
         emit([view.document() for view in views])
     elif not views:
         click.echo("no pilot is up; `pilot up` starts one" if live else "no pilot yet; `pilot up` starts one")
     else:
         print_pilots(console(), views, reasons=True)
+    if not as_json:
+        points(console(), resting)
+
+
+def paused(store: Store) -> list[str]:
+    """Return for which sites no pilots are asked, why, and what to do."""
+    return [
+        f"no pilots are asked for at site {doc['_id']}: {text.line(doc['paused']['reason'], 500)}; "
+        f"`pilot scale --resume --site {doc['given']}` goes on"
+        for doc in scaling.paused(store)
+    ]
 
 
 def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = False) -> None:
     """Print a table of pilots; a narrow terminal gets fewer columns."""
     moment = now()
     wide = out.width >= _WIDE
-    columns = ["pilot", "state", *(["site"] if wide else []), "host", "slots", "busy", "rate", "heartbeat"]
-    columns += [*(["started"] if wide else []), "ends", *(["why"] if reasons else [])]
-    rows = Rows(*columns, right=("slots", "busy"))
+    batch = any(view.batch for view in views)
+    columns = ["pilot", *(["job"] if batch else []), "state", *(["site"] if wide else []), "host"]
+    columns += [*(["nodes"] if batch else []), "slots", "busy", "rate", "heartbeat"]
+    columns += [*(["age"] if wide else []), "ends", *(["why"] if reasons else [])]
+    rows = Rows(*columns, right=("nodes", "slots", "busy"))
     for view in views:
         live = view.live or view.state in ("silent", "dead")
         cells = {
             "pilot": f"[bold]{view.id}[/]",
+            "job": escaped(view.job or ""),
             "state": state(view),
             "site": escaped(view.site),
-            "host": escaped(text.line(view.host, 24)) + (f" +{view.nodes - 1}" if view.nodes > 1 else ""),
+            "host": escaped(text.line(view.host, 24)),
+            "nodes": str(view.nodes),
             "slots": str(view.slots) + (f" × {view.slot_cores}" if view.slot_cores > 1 else ""),
             "busy": str(view.busy) if live else "",
             "rate": text.rate(view.rate) if live and view.rate else "",
             "heartbeat": heartbeat(view),
-            "started": f"{text.age(view.started, moment)} ago",
+            "age": text.age(view.started, moment),
             "ends": ends(view),
             "why": escaped(text.line(view.reason, 200)),
         }
@@ -238,7 +268,9 @@ def print_pilots(out: Console, views: Sequence[fleet.View], reasons: bool = Fals
 
 
 def state(view: fleet.View) -> str:
-    """Return a pilot's state with its colour."""
+    """Return a pilot's state with its colour; that of its job while it waits for nodes."""
+    if view.state == PilotState.STARTING and view.queue:
+        return text.styled(view.queue)
     if view.state == "running" and not view.up:
         return text.styled("starting")
     return text.styled("draining" if view.state == "running" and view.drain else view.state)

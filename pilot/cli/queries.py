@@ -158,14 +158,6 @@ def pool(store: Store, token: str) -> Document | None:
     return found
 
 
-@translating("count ready tasks")
-def ready(store: Store) -> dict[str, int]:
-    """Return how many tasks are ready, by resource class (index `ready`)."""
-    query = {"state": State.READY.value}
-    classes = tasks.ready_classes(store)
-    return {name: store.tasks.count_documents({**query, "class": name}, hint="ready") for name in classes}
-
-
 @translating("count what is ahead in the queue")
 def ahead(store: Store, priority: int) -> tuple[int, int]:
     """Count ready tasks of higher and of the same priority, over all classes (index `ready`).

@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from pilot.cli import fleet, launch, queries, text
+from pilot import fleet, launch
+from pilot.cli import queries, text
 from pilot.cli.common import Command, Opened, now, opened, tell, waiting
 from pilot.cli.control import Complaints
 from pilot.cli.pilots import quote

@@ -99,7 +99,9 @@ def show(name: str, script: bool, nodes: int, walltime: float, queue: str, accou
         emit({**found.model_dump(mode="json"), "files": [str(file.path) for file in files]})
     else:
         click.echo("".join(f"# {'extends ' * (number > 0)}{file.path}\n" for number, file in enumerate(files)))
-        click.echo("\n".join(as_yaml(merged(files), found.unverified)))
+        data = merged(files)
+        in_order = {key: data[key] for key in type(found).model_fields if key in data}
+        click.echo("\n".join(as_yaml(in_order, found.unverified)))
 
 
 def as_yaml(data: Mapping[str, Any], unverified: Collection[str], within: tuple[str, ...] = ()) -> Iterator[str]:

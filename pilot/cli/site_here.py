@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pilot import allocation
+from pilot import allocation, limits
 from pilot.cli.checkup import Check
 from pilot.errors import LauncherNotFound, SchedulerError
 from pilot.executors.batch.command import ask
+from pilot.executors.batch.jobs import Request
 from pilot.executors.batch.modules import load_argv, loaded
 from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.run.launch import Launchers, choose
@@ -62,10 +63,13 @@ class Subject:
         """The site's batch system."""
         return Scheduler(system_of(self.batch.system))
 
+    def request(self) -> Request:
+        """Return what the batch system would be asked for."""
+        return allocation.request_of(self.site, self.settings, self.queue, self.account)
+
     def script(self) -> str:
         """Return the batch script that `pilot up` would submit."""
-        request = allocation.request_of(self.site, self.settings, self.queue, self.account)
-        return allocation.batch_script(self.batch, request, allocation.agent_line(self.folder))
+        return allocation.batch_script(self.batch, self.request(), allocation.agent_line(self.folder))
 
 
 def checks(site: Site) -> list[tuple[str, Check[Subject]]]:
@@ -195,11 +199,8 @@ def _reach(subject: Subject) -> Iterator[Finding]:
 
 def _script(subject: Subject) -> Iterator[Finding]:
     batch = subject.batch
-    if batch.account_required and not (subject.account or batch.account):
-        yield wrong(
-            "script", "the site wants an account: `--account`, or batch.account in a file that extends this one"
-        )
-        return
+    request = subject.request()
+    limits.check(subject.site, request.nodes, request.walltime_s, request.queue, request.account)
     with tempfile.TemporaryDirectory(prefix="pilot-check-") as folder:
         path = Path(folder, "job.sh")
         path.write_text(subject.script())

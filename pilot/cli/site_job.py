@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pilot import allocation
+from pilot import allocation, limits
 from pilot.cli import text
 from pilot.cli.common import tell
 from pilot.config import ProjectConfig
@@ -50,17 +50,19 @@ def run(trial: Trial) -> Iterator[Finding]:
     """Submit the job, wait for it, and return what it finds as it does; it does not outlive this.
 
     Raises:
+        InvalidInput: the site's queue takes no such job.
         SchedulerError: the batch system refused the job, did not answer, or is not there.
     """
-    yield from _store(trial.config)
     assert trial.site.batch is not None
+    request = allocation.request_of(trial.site, trial.settings, trial.queue, trial.account)
+    request = request._replace(warn_s=0, requeue=False, smaller=False)
+    limits.check(trial.site, request.nodes, request.walltime_s, request.queue, request.account)
+    yield from _store(trial.config)
     folder = _folder(trial)
     folder.mkdir(parents=True, mode=0o700)
     told = folder / "check.json"
     site = trial.site
-    ProbeSettings(trial.settings, site.node.cores, site.launcher.programs_beside_pool != "no").write(told)
-    request = allocation.request_of(site, trial.settings, trial.queue, trial.account)
-    request = request._replace(warn_s=0, requeue=False, smaller=False)
+    ProbeSettings(trial.settings, site.node.cores, site.launcher.programs_beside_pool).write(told)
     argv = [sys.executable, "-P", "-m", "pilot.site_probe", str(told)]
     path = folder / "job.sh"
     path.write_text(allocation.batch_script(trial.site.batch, request, argv))

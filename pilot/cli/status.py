@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from pilot import explain
-from pilot.cli import facts, fleet, queries, text
+from pilot import explain, fleet
+from pilot.cli import facts, queries, text
 from pilot.cli import store as store_cli
 from pilot.cli.common import Command, Opened, Rows, console, emit, escaped, json_option, now, opened, points
-from pilot.cli.pilots import print_pilots
+from pilot.cli.pilots import paused, print_pilots
 from pilot.states import State
 from pilot.store import spool, tasks
 
@@ -36,6 +36,7 @@ class _Overview:
     upstream: int
     spool: dict[str, int]
     held_up: list[str]
+    paused: list[str]
 
     @property
     def live(self) -> list[fleet.View]:
@@ -67,7 +68,8 @@ def _look(project: Opened) -> _Overview:
     return _Overview(
         project, moment, store_cli.describe(project.config), counts, fleet.look(store, moment, limit=50), problems,
         queries.errors(store, problems), queries.failed_upstream(store) if problems else 0,
-        spool.waiting(project.config.spool_folder), explain.held_up(queries.ready(store), facts.up(store, moment)),
+        spool.waiting(project.config.spool_folder), explain.held_up(tasks.ready_counts(store), facts.up(store, moment)),
+        paused(store),
     )  # fmt: skip
 
 
@@ -170,7 +172,7 @@ def _print_problems(out: Any, found: _Overview) -> None:
 
 def _hints(found: _Overview) -> list[str]:
     """Return what to do next, most urgent first."""
-    hints = list(found.held_up)
+    hints = [*found.held_up, *found.paused]
     for view in found.live:
         if view.state == "dead":
             hints.append(f"the agent of pilot {view.id} died: `pilot down {view.id}` clears it away")

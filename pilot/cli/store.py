@@ -8,9 +8,9 @@ import click
 
 from pilot.cli import common, queries, text
 from pilot.cli.common import Command, console, emit, escaped, json_option, now, tell
-from pilot.cli.fleet import look
 from pilot.config import ProjectConfig, find_project, read_secret
 from pilot.errors import InvalidInput, PilotError, StoreError
+from pilot.fleet import look
 from pilot.store import access
 from pilot.store.local import LocalServer, ServerStatus
 from pilot.store.mongo import Store, redact

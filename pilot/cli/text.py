@@ -14,6 +14,7 @@ from pilot.plain import FORM
 STYLES = {
     "waiting": "cyan", "ready": "blue", "leased": "yellow", "done": "green", "failed": "red", "cancelled": "magenta",
     "starting": "blue", "running": "green", "draining": "yellow", "ended": "dim", "lost": "red", "silent": "red",
+    "queued": "blue", "held": "yellow", "requeued": "yellow", "configuring": "blue", "suspended": "yellow",
     "dead": "red", "succeeded": "green", "cached": "green", "timeout": "red", "crashed": "red",
 }  # fmt: skip
 """Colour of every state and outcome, and of what `fleet` makes of a pilot's heartbeat."""

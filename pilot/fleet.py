@@ -55,6 +55,8 @@ class View:
     job: str | None = None
     """Its batch job."""
     nodes: int = 1
+    queue: str = ""
+    """State of its job, as far as its batch system says and it does not report itself."""
 
     @property
     def live(self) -> bool:
@@ -77,40 +79,43 @@ def look(store: Store, now: datetime, live_only: bool = False, limit: int = 100,
         ask: the batch systems too, about pilots that do not report.
     """
     docs = pilots.listing(store, live_only=live_only, limit=limit)
-    fates = _fates(store, docs, now) if ask else {}
-    if any(found.lost for found in fates.values()):
+    found = fates(store, docs, now) if ask else {}
+    if any(one.lost for one in found.values()):
         docs = pilots.listing(store, live_only=live_only, limit=limit)
     pools: dict[str, list[Document]] = defaultdict(list)
     if any(doc["state"] in LIVE for doc in docs):
         for pool in pilots.pools(store):
             pools[pool["pilot"]].append(pool)
-    return [_view(doc, pools[doc["_id"]], now, fates.get(doc["_id"])) for doc in docs]
+    return [view_of(doc, pools[doc["_id"]], now, found.get(doc["_id"])) for doc in docs]
 
 
-def _fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fate]:
-    """Conclude what has become of pilots that are batch jobs and do not report, and write down which are lost.
+def fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fate]:
+    """Conclude what has become of pilots that do not report, and write down which are lost.
 
     Each batch system is asked once. If it does not answer, that is what is told of them.
     """
     asked: dict[str, list[Document]] = defaultdict(list)
     for doc in docs:
-        if doc["state"] in LIVE and doc.get("batch") and doc.get("job") and _silent_s(doc, now) > 0:
-            asked[doc["batch"]].append(doc)
-    fates = {}
+        batch = doc.get("batch") or doc["state"] == PilotState.STARTING
+        if doc["state"] in LIVE and batch and _silent_s(doc, now) > 0:
+            asked[doc.get("batch", "")].append(doc)
+    told: dict[str, Fate] = {}
     for system, some in asked.items():
+        ids = [doc["job"] for doc in some if doc.get("job")]
         try:
-            jobs = Scheduler(system_of(system)).look([doc["job"] for doc in some])
+            jobs = Scheduler(system_of(system)).look(ids) if ids else {}
         except SchedulerError as exc:
-            fates.update({doc["_id"]: Fate(False, str(exc)) for doc in some})
+            told.update({doc["_id"]: Fate(False, str(exc), known=False) for doc in some})
             continue
         for doc in some:
             submitted: datetime = doc.get("submitted") or doc["created"]
             since_s = (now - submitted).total_seconds()
-            state, ttl_s = PilotState(doc["state"]), doc.get("ttl_s", 30.0)
-            found = fates[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, jobs.get(doc["job"]), since_s)
+            state, ttl_s, job = PilotState(doc["state"]), doc.get("ttl_s", 30.0), jobs.get(doc.get("job", ""))
+            found = told[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, job, since_s)
             if found.lost:
-                pilots.end(store, doc["_id"], PilotState.LOST, found.words)
-    return fates
+                words = "; ".join(filter(None, (doc.get("reason"), found.words)))
+                pilots.end(store, doc["_id"], PilotState.LOST, words)
+    return told
 
 
 def _silent_s(doc: Document, now: datetime) -> float:
@@ -120,7 +125,15 @@ def _silent_s(doc: Document, now: datetime) -> float:
     return float((now - seen).total_seconds()) - allowed
 
 
-def _view(doc: Document, pools: Sequence[Document], now: datetime, found: Fate | None) -> View:
+def view_of(doc: Document, pools: Sequence[Document], now: datetime, found: Fate | None = None) -> View:
+    """Return a pilot as it is seen.
+
+    Args:
+        doc: of it.
+        pools: its live ones.
+        now: the time.
+        found: what its batch system let conclude.
+    """
     seen: datetime = doc.get("seen") or doc["created"]
     heartbeat_s = max(0.0, (now - seen).total_seconds()) if doc["state"] in LIVE else None
     state = str(doc["state"])
@@ -135,7 +148,7 @@ def _view(doc: Document, pools: Sequence[Document], now: datetime, found: Fate |
         sum(pool.get("busy", 0) for pool in pools), sum(pool.get("rate", 0.0) for pool in pools), heartbeat_s,
         doc.get("started") or doc["created"], doc.get("end_at"), doc.get("ended"), doc.get("drain"),
         (found.words if found else "") or doc.get("reason", ""), doc.get("folder", ""), doc.get("batch", ""),
-        doc.get("job"), doc.get("nodes", 1),
+        doc.get("job"), doc.get("nodes", 1), found.queue if found else "",
     )  # fmt: skip
 
 

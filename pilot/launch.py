@@ -1,4 +1,4 @@
-"""Start a local pilot and wait until it can work; the part that `pilot up` and `pilot run` share."""
+"""Start a local pilot and wait until it can work; the part that `pilot up`, `pilot run` and scalers share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pilot.config import ProjectConfig
 from pilot.errors import PilotDied
 from pilot.executors.batch import local
 from pilot.executors.run.orphans import kill_orphans
+from pilot.settings import PilotSettings
 from pilot.site_files import load_site
 from pilot.store import pilots
 from pilot.store.mongo import Store
@@ -95,10 +96,19 @@ def start(
         ConfigError: there is no such site.
         ProjectError: the project's key is missing or open to others.
     """
+    machine = load_site(site or config.site, config)
+    return begin(config, pilot_settings(config, machine, slots, slot_cores, walltime_s, idle_s))
+
+
+def begin(config: ProjectConfig, settings: PilotSettings) -> Local:
+    """Start an agent that is told this, as `start` does.
+
+    Raises:
+        ProjectError: the project's key is missing or open to others.
+    """
     signing.load_key(config.key_file)  # else its agent would find out, and be asked for its last words
-    settings = pilot_settings(config, load_site(site or config.site, config), slots, slot_cores, walltime_s, idle_s)
-    if walltime_s is not None:
-        settings = replace(settings, end_at=time.time() + walltime_s)
+    if settings.walltime_s is not None:
+        settings = replace(settings, end_at=time.time() + settings.walltime_s)
     argv, folder = agent_argv(config, settings), config.pilot_folder(settings.pilot)
     pid = local.start(argv, folder / "agent.out", os.environ)
     started = local.started_at(pid)

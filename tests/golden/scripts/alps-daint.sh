@@ -1,0 +1,13 @@
+#!/bin/bash
+#SBATCH --job-name=pilot-p1a2b3c4d5e
+#SBATCH --nodes=2
+#SBATCH --time=01:00:00
+#SBATCH --output=job.out
+#SBATCH --open-mode=append
+#SBATCH --no-requeue
+#SBATCH --signal=B:USR1@120
+#SBATCH --partition=normal
+#SBATCH --account=ACCOUNT
+
+export MPI4PY_LIBMPI=libmpi.so.12
+exec /environment/bin/python -P -m pilot.agent /project/.pilot/pilots/p1a2b3c4d5e/settings.json
