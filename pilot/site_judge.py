@@ -134,16 +134,16 @@ def judge_gpus(names: Sequence[str], variable: str, seen: Sequence[Rank]) -> Ite
             yield ok("gpus", there if names else f"{one['node']} has none, as the file says")
 
 
-def judge_nested(size: int, said: Mapping[str, Any], seen: Sequence[Rank] | None) -> Finding:
+def judge_nested(size: int, said: Mapping[str, Any]) -> Finding:
     """Say whether a program that was started beside the pool came up as one.
 
     Args:
         size: how many ranks it was to have.
-        said: by whoever started it.
-        seen: by each of its ranks; None: it left nothing.
+        said: by whoever started it, with what each of its ranks saw.
     """
+    seen: Sequence[Rank] = said["ranks"]
     line = " ".join(said["launcher"][:1])
-    if said["started"] and not said["code"] and seen is not None and len(seen) == size:
+    if said["started"] and not said["code"] and len(seen) == size:
         hosts = ", ".join(sorted({one["host"] for one in seen}))
         return ok("nested", f"a program of {size} ranks on {hosts} started beside the pool, by {line}")
     words = " ".join(str(said["words"]).split())[-500:]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pilot.block import Block, allocated
 from pilot.config import load_project
@@ -27,8 +27,6 @@ from pilot.pool_program import PoolProgram, ranks_by_host
 from pilot.settings import PilotSettings
 from pilot.site_judge import BESIDE, judge_binding, judge_gpus, judge_nested, judge_ranks
 from pilot.store.access import checked, store_of
-
-T = TypeVar("T")
 
 _TICK_S = 0.05
 _START_S = 120.0
@@ -65,40 +63,40 @@ class ProbeSettings:
 class Results:
     """The findings of a job, a line each, on their way to whoever waits for them.
 
+    They go through one file that is there before the job is: of one that appears, a network file system may tell late.
+
     Args:
         folder: of the job.
     """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "found.jsonl"
-        self._end = folder / "found.all"
+        self._path.touch()
         self._read = 0
+        self.finished = False
+        """Whether `new` has returned all that there are."""
 
     def add(self, finding: Finding) -> None:
         """Write one down."""
+        self._write(finding)
+
+    def finish(self) -> None:
+        """Write down that these are all."""
+        self._write(None)
+
+    def _write(self, finding: Finding | None) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(finding) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def finish(self) -> None:
-        """Say that these are all."""
-        self._end.touch()
-
-    @property
-    def finished(self) -> bool:
-        """Whether no more will come; ask before `new`."""
-        return self._end.exists()
-
     def new(self) -> list[Finding]:
         """Return those that have come since the last call."""
-        try:
-            lines = self._path.read_text().splitlines(keepends=True)
-        except FileNotFoundError:
-            return []
-        whole = [line for line in lines[self._read :] if line.endswith("\n")]
-        self._read += len(whole)
-        return [Finding(check, Verdict(verdict), text) for check, verdict, text in map(json.loads, whole)]
+        lines = self._path.read_text().splitlines(keepends=True)[self._read :]
+        found = [json.loads(line) for line in lines if line.endswith("\n")]
+        self._read += len(found)
+        self.finished = self.finished or None in found
+        return [Finding(one[0], Verdict(one[1]), one[2]) for one in found if one is not None]
 
 
 class Probe:
@@ -183,7 +181,8 @@ class Probe:
             return
         program, errand = self._start(What.DIE)
         with _ended(program):
-            if not _wait(lambda: errand.dying.exists() or None, self._start_s):
+            _wait(lambda: 1 if errand.dying.exists() else program.poll(), self._start_s)
+            if not errand.dying.exists():
                 yield wrong("kill", self._failed(program, program.poll()))
                 return
             began = time.monotonic()
@@ -207,15 +206,13 @@ class Probe:
         program, errand = self._start(What.NEST)
         start_s = float(self._told.pilot.launchers.get("start_s", 0.0)) + 2 * self._start_s
         with _ended(program):
-            said = _wait(lambda: _json(errand.nested), start_s)
-            if said is None:
-                code = program.poll()
-                text = self._failed(program, code) if code else f"it did not end within {start_s:g} s"
-                yield wrong("nested", f"a program does not start beside the pool: {text}; {BESIDE}")
-                return
-            yield judge_nested(NESTED_RANKS, said, _json(errand.nested_answer))
-            if _wait(program.poll, _DEATH_S) != 0:
-                yield wrong("nested", f"then the pool did not go on: {self._failed(program, program.poll())}")
+            code = _wait(program.poll, start_s)
+            said = _json(errand.nested)
+        if said is not None:
+            yield judge_nested(NESTED_RANKS, said)
+        if code != 0:
+            how = f"the pool did not end within {start_s:g} s" if code is None else self._failed(program, code)
+            yield wrong("nested", f"a program that is started beside the pool disturbs it: {how}; {BESIDE}")
 
     def _start(self, what: What) -> tuple[PoolProgram, Errand]:
         pilot = self._told.pilot
@@ -244,8 +241,8 @@ def _ended(program: PoolProgram) -> Iterator[None]:
         kill_orphans("PILOT_POOL", program.launch, 0.0)
 
 
-def _wait(look: Callable[[], T | None], deadline_s: float) -> T | None:
-    """Return what `look` returns as soon as that is something; None at the deadline."""
+def _wait(look: Callable[[], int | None], deadline_s: float) -> int | None:
+    """Return what `look` returns as soon as that is a number; None at the deadline."""
     deadline = time.monotonic() + deadline_s
     while (seen := look()) is None and time.monotonic() < deadline:
         time.sleep(_TICK_S)

@@ -14,7 +14,7 @@ from pilot.executors.batch import pbs, slurm
 from pilot.executors.batch.command import Said
 from pilot.executors.batch.jobs import QueueNow
 from pilot.executors.batch.modules import load_argv, loaded
-from pilot.findings import Finding
+from pilot.findings import Finding, Verdict
 from pilot.site_judge import judge_binding, judge_gpus, judge_nested, judge_queue, judge_ranks
 from pilot.sites import Queue
 
@@ -156,13 +156,12 @@ def test_gpus() -> None:
 
 
 def test_a_program_beside_the_pool() -> None:
-    good = {"started": True, "code": 0, "words": "", "launcher": ["/bin/srun", "-n"]}
-    assert judge_nested(2, good, [rank(), rank("n2")]).text == (
-        "a program of 2 ranks on n1.site, n2 started beside the pool, by /bin/srun"
-    )
-    late = {"started": False, "code": 1, "words": "it did nothing for 60 s", "launcher": ["srun"]}
-    for told, seen in ((late, None), (good, None), (good, [rank()])):
-        assert "or set launcher.programs_beside_pool to " in judge_nested(2, told, seen).text
+    good = {"started": True, "code": 0, "words": "", "launcher": ["/bin/srun", "-n"], "ranks": [rank(), rank("n2")]}
+    assert judge_nested(2, good).text == "a program of 2 ranks on n1.site, n2 started beside the pool, by /bin/srun"
+    for told in ({"started": False, "words": "it did nothing for 60 s"}, {"code": 1}, {"ranks": [rank()]}):
+        found = judge_nested(2, good | told)
+        assert found.verdict is Verdict.WRONG
+        assert "or set launcher.programs_beside_pool to " in found.text
 
 
 # -- modules --------------------------------------------------------------------------------------

@@ -64,18 +64,18 @@ class Errand:
 
     @property
     def dying(self) -> Path:
-        """The file that is there when a rank is about to die."""
+        """The file that rank 0 makes when another rank is about to die."""
         return Path(f"{self.answer}.dying")
 
     @property
     def nested(self) -> Path:
-        """The file that says how the other program was started."""
+        """The file in which rank 0 says how the start of the other program went, and what its ranks saw."""
         return Path(f"{self.answer}.nested")
 
     @property
-    def nested_answer(self) -> Path:
-        """The file that the other program writes."""
-        return Path(f"{self.answer}.nested.ranks")
+    def of_child(self) -> Path:
+        """The same, of the child that starts it; only its own node can be sure to see it at once."""
+        return Path(f"{self.answer}.child")
 
     def argv(self) -> list[str]:
         """Write it beside the answer and return what every rank runs."""
@@ -128,21 +128,31 @@ def _rank(file: str) -> int:
     seen = comm.allgather(look(rank, library, errand.gpu_variable))
     if rank == 0:
         _write(Path(errand.answer), seen)
-    last = rank == errand.ranks - 1
+        if errand.what is What.DIE:
+            errand.dying.touch()
+    last = errand.ranks - 1
     comm.Barrier()
     if errand.what is What.DIE:
-        if last:
-            errand.dying.touch()
+        if rank == last:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(STUCK_S)
-    if errand.what is What.NEST and last:
-        hosts = dict.fromkeys([socket.gethostname(), *(one["host"] for one in seen)])
-        argv = [sys.executable, "-P", "-m", "pilot.executors.pool.probe", _NESTED, file, *hosts]
-        child = child_environment(os.environ, errand.launch, 1)
-        subprocess.run(argv, env=child, stdin=subprocess.DEVNULL, start_new_session=True, check=False)
-    _wait_for_all(comm)
+    if errand.what is What.NEST:
+        said = _by_child(file, errand, seen) if rank == last else None
+        _wait_for_all(comm)
+        said = comm.bcast(said, root=last)
+        if rank == 0:
+            _write(errand.nested, said)
     finalise()
     return 0
+
+
+def _by_child(file: str, errand: Errand, seen: list[dict[str, Any]]) -> Any:
+    """Let a child of this rank start another program, as slots do; return what it says of that."""
+    hosts = dict.fromkeys([socket.gethostname(), *(one["host"] for one in seen)])
+    argv = [sys.executable, "-P", "-m", "pilot.executors.pool.probe", _NESTED, file, *hosts]
+    env = child_environment(os.environ, errand.launch, 1)
+    subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, check=True)
+    return json.loads(errand.of_child.read_text())
 
 
 def _wait_for_all(comm: MPI.Intracomm) -> None:
@@ -158,7 +168,7 @@ def _wait_for_all(comm: MPI.Intracomm) -> None:
 def _child(file: str, hosts: list[str]) -> int:
     """Start another program over the first of these hosts, this one before others; write down how that went."""
     errand = Errand.read(file)
-    inner = Errand(What.TELL, NESTED_RANKS, str(errand.nested_answer))
+    inner = Errand(What.TELL, NESTED_RANKS, f"{errand.answer}.inner")
     places = tuple(RankPlace(host, ()) for host in (hosts * NESTED_RANKS)[:NESTED_RANKS])
     work = Work(
         _TASK, 1, Kind.COMMAND, _TASK, None, None, (), {}, None, 1, ranks=NESTED_RANKS, place=Placement(places)
@@ -171,7 +181,8 @@ def _child(file: str, hosts: list[str]) -> int:
         said = {"started": ran.started, "code": ran.code, "words": ran.why or ran.words, "launcher": ran.launcher}
     except (PilotError, OSError) as exc:
         said = {"started": False, "code": 1, "words": str(exc), "launcher": ()}
-    _write(errand.nested, said)
+    answer = Path(inner.answer)
+    _write(errand.of_child, said | {"ranks": json.loads(answer.read_text()) if answer.exists() else []})
     return 0
 
 

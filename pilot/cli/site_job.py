@@ -102,9 +102,8 @@ def _await(
     deadline = time.monotonic() + timeout_s
     asked, over_at, said = -_ASK_S, 0.0, ""
     while True:
-        finished = results.finished
         yield from results.new()
-        if finished:
+        if results.finished:
             return True
         now = time.monotonic()
         if now - asked >= _ASK_S:
