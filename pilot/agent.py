@@ -18,13 +18,13 @@ import threading
 import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from pilot import lifecycle, log, records, signing
+from pilot.block import Block, allocated
 from pilot.config import ProjectConfig, load_project
 from pilot.errors import Fenced, PilotError, SchedulerError, StoreError
 from pilot.executors.batch.scheduler import Scheduler, system_of
@@ -32,7 +32,7 @@ from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
 from pilot.model import new_token
 from pilot.pool_keeper import PoolKeeper, blocks_of
-from pilot.pool_process import Block, PoolProcess
+from pilot.pool_process import PoolProcess
 from pilot.reach import address_for
 from pilot.settings import PilotSettings, trouble_file
 from pilot.states import PilotState, PoolState
@@ -47,8 +47,6 @@ TICK_S = 0.1
 RECONCILE_S = 30.0
 START_S = 180.0
 """A pool that has not registered by then never will."""
-BEGUN_S = 10.0
-"""A batch job may have begun so long before its agent can look at a clock."""
 HURRY_S = 3.0
 """So long a pool may take to write what it has once the batch system has begun to kill the job. Slurm's KillWait and
 PBS' kill_delay are rarely less than 10 s, but what the pool leaves is to be given back within them too."""
@@ -378,27 +376,6 @@ def store_inside(config: ProjectConfig, settings: PilotSettings) -> Iterator[Non
         yield
     finally:
         server.give_up()
-
-
-def allocated(settings: PilotSettings) -> tuple[Block, PilotSettings]:
-    """Return what the batch system gave to this process' job: nodes, and the time until it ends.
-
-    Raises:
-        SchedulerError: this is no job of the batch system, or its nodes cannot be found out.
-    """
-    if not settings.batch:
-        return Block(), settings
-    system = system_of(settings.batch)
-    own = system.own(os.environ)
-    if own is None:
-        raise SchedulerError(f"pilot {settings.pilot} is to run in a job of {system.NAME}, and this is none")
-    hosts = Scheduler(system).hosts(own)
-    env = {name: os.environ[name] for name in system.KEPT if name in os.environ}
-    settings = replace(settings, nodes=len(hosts))
-    if settings.walltime_s is not None:
-        end_at = own.end_at or time.time() + settings.walltime_s - BEGUN_S
-        settings = replace(settings, end_at=end_at)
-    return Block(hosts, own.id, env), settings
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilot import limits, reach
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+SETTINGS = "settings.json"
+"""File of a pilot's folder that tells its agent what to do."""
 WARNING_S = 90.0
 """A batch system may warn so much too late: Slurm's signals come with its own clock, up to a minute off."""
 
@@ -39,7 +42,7 @@ RESTARTS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0)
 
 
 def pilot_settings(
-    config: ProjectConfig,
+    config: ProjectConfig | None,
     site: Site,
     slots: int | None = None,
     slot_cores: int | None = None,
@@ -49,7 +52,7 @@ def pilot_settings(
     """Return what a new pilot is told.
 
     Args:
-        config: the project.
+        config: the project; None: there is none, the pilot is only looked at.
         site: where it runs.
         slots: worker slots of each node; None: the site's number, or as many as the cores allow.
         slot_cores: cores of each; None: the site's number.
@@ -58,9 +61,11 @@ def pilot_settings(
     """
     slot_cores = slot_cores or site.cores_per_slot
     settings = PilotSettings(
-        str(config.root), new_pilot_id(), site.name, site.launcher.command, slots or usual_slots(site, slot_cores),
-        slot_cores, batch=site.batch.system if site.batch else "", requeue=bool(site.batch and site.batch.requeue),
-        store_in_pilot=bool(site.batch) and config.embedded and site.reach.in_pilot, interfaces=site.reach.interfaces,
+        str(config.root) if config else "", new_pilot_id(), site.name, site.launcher.command,
+        slots or usual_slots(site, slot_cores), slot_cores, batch=site.batch.system if site.batch else "",
+        requeue=bool(site.batch and site.batch.requeue),
+        store_in_pilot=bool(site.batch and config and config.embedded and site.reach.in_pilot),
+        interfaces=site.reach.interfaces,
         walltime_s=walltime_s, idle_s=idle_s,
         host_line=site.launcher.host_line, line_per_rank=site.launcher.line_per_rank, launcher_env=site.launcher.env,
         one_node=site.launcher.one_node, block_nodes=site.launcher.block_nodes,
@@ -79,9 +84,14 @@ def agent_argv(config: ProjectConfig, settings: PilotSettings) -> list[str]:
     """Make the pilot's folder with its settings, and return the command that runs its agent."""
     folder = config.pilot_folder(settings.pilot)
     folder.mkdir(parents=True, mode=0o700)
-    path = folder / "settings.json"
+    path = folder / SETTINGS
     settings.write(path)
-    return [sys.executable, "-P", "-m", "pilot.agent", str(path)]
+    return agent_line(folder)
+
+
+def agent_line(folder: Path) -> list[str]:
+    """Return the command that runs the agent of the pilot of this folder."""
+    return [sys.executable, "-P", "-m", "pilot.agent", str(folder / SETTINGS)]
 
 
 def request_of(site: Site, settings: PilotSettings, queue: str = "", account: str = "") -> Request:

@@ -9,8 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from pilot import lifecycle
+from pilot.block import Block
 from pilot.errors import PilotError
-from pilot.pool_process import Block, PoolProcess
+from pilot.pool_process import PoolProcess
 from pilot.settings import PilotSettings
 
 logger = logging.getLogger(__name__)

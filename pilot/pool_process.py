@@ -1,125 +1,46 @@
-"""One start of a pool's MPI program, as its agent holds it: the launcher, the log, the control file, the end."""
+"""One start of a pool, as its agent holds it: the MPI program, the control file, what the pool tells of its end."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import os
-import shutil
-import signal
-import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 from pilot import suspects
-from pilot.errors import LauncherNotFound
-from pilot.executors.run.launch import host_lines
-from pilot.executors.run.scrub import scrubbed
+from pilot.block import Block
+from pilot.pool_program import PoolProgram
 from pilot.settings import PilotSettings, ranks_file, recycle_file
 
-logger = logging.getLogger(__name__)
 
-TERM_S = 1.0
-"""So long a launcher has to end its ranks before it is killed itself."""
-
-
-class Block(NamedTuple):
-    """The nodes over which one pool runs."""
-
-    hosts: tuple[str, ...] = ()
-    """As the batch system calls them; none: this machine."""
-    job: str | None = None
-    """The batch job that they belong to."""
-    env: Mapping[str, str] = {}
-    """What the launcher needs to know of that job."""
-    of: int = 1
-    """How many blocks the pilot has."""
-
-
-class PoolProcess:
-    """One start of the pool's MPI program: launcher, log, control file."""
+class PoolProcess(PoolProgram):
+    """One start of the pool's MPI program, with its control file."""
 
     def __init__(self, settings: PilotSettings, block: Block, folder: Path, number: int) -> None:
-        self.launch = f"{settings.pilot}.{number}"
+        super().__init__(settings, block, folder, f"pool-{number}", f"{settings.pilot}.{number}")
         self.control = folder / f"pool-{number}.control"
-        self.log = folder / f"pool-{number}.log"
         self._config = folder / f"pool-{number}.json"
-        self._hostfile = folder / f"pool-{number}.hosts"
-        self._settings = settings
-        self._block = block
-        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start the program in a session of its own.
+        """Start the pool.
 
         Raises:
             LauncherNotFound: the site's launcher is not there.
         """
-        s, hosts = self._settings, self._block.hosts
-        slots = s.slots * max(1, len(hosts))
+        s = self._settings
         told = {
-            "settings": asdict(s), "launch": self.launch, "control": str(self.control), "slots": slots,
+            "settings": asdict(s), "launch": self.launch, "control": str(self.control), "slots": self.ranks - 1,
             "job": self._block.job,
             "steps_max": None if s.steps_max is None else max(1, s.steps_max // self._block.of),
         }  # fmt: skip
         self._config.write_text(json.dumps(told) + "\n")
-        ranks = {
-            host: s.slots + (number == 0) for number, host in enumerate(hosts)
-        }  # the first has the coordinator too
-        self._hostfile.write_text(host_lines(s.host_line, s.line_per_rank, ranks))
-        places = {"ranks": slots + 1, "nodes": max(1, len(hosts)), "hostfile": self._hostfile}
-        words = [*s.launcher, *(s.one_node if len(hosts) == 1 else ())]
-        program = [part.format(**places) for part in words]
-        here = Path(sys.executable).parent / program[0]
-        found = str(here) if here.is_file() else shutil.which(program[0])
-        if found is None:
-            raise LauncherNotFound(
-                f"cannot start a pool: launcher {program[0]!r} of site {s.site!r} is neither beside "
-                f"{sys.executable!r} nor on the PATH; install an MPI, e.g. pip install 'hpc-pilot[mpich]'"
-            )
-        argv = [found, *program[1:], sys.executable, "-P", "-m", "pilot.pool_main", str(self._config)]
-        own = {name: value.format(**places) for name, value in s.launcher_env.items()}
-        env = {**scrubbed(os.environ), **self._block.env, **own, "PILOT_POOL": self.launch}
-        with self.log.open("ab") as output:
-            self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
-            )
-        logger.info("pool %s: started as process %d", self.launch, self._process.pid)
-
-    def poll(self) -> int | None:
-        """Return the launcher's exit code, or None while it runs."""
-        return None if self._process is None else self._process.poll()
+        self.launch_ranks([sys.executable, "-P", "-m", "pilot.pool_main", str(self._config)])
 
     def ask(self, wish: str) -> None:
         """Tell the coordinator what to do, through its control file: signals would kill the program."""
         partial = self.control.with_suffix(".partial")
         partial.write_text(wish)
         partial.rename(self.control)
-
-    def kill(self) -> None:
-        """End the launcher's process group at once.
-
-        SIGTERM comes first: by that `srun` ends the ranks on other nodes too, which would live on without it.
-        """
-        for number, patience_s in ((signal.SIGTERM, TERM_S), (signal.SIGKILL, 10.0)):
-            if self._process is None or self._process.poll() is not None:
-                return
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, number)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(patience_s)
-
-    def last_words(self) -> str:
-        """Return the end of the pool's log, for messages."""
-        try:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
-        except OSError:
-            return ""
-        return "\n".join(lines[-15:])
 
     def suspects(self) -> set[suspects.Key]:
         """Return the MPI functions that ran in the ranks of this pool, now dead: one of them may have killed it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from pilot.config import ProjectConfig
 from pilot.errors import ConfigError
-from pilot.store.local import LocalServer
+from pilot.findings import Finding, note, ok, wrong
+from pilot.store.local import LocalServer, silent
 
 if TYPE_CHECKING:
     from pilot.sites import Site
@@ -105,6 +106,46 @@ def address_named(name: str) -> str:
         shown = ", ".join(f"{one} ({address})" for one, address in there.items()) or "none but loopback"
         raise ConfigError(f"this host has no interface {name!r}; it has {shown}")
     return there[name]
+
+
+def findings(site: Site, config: ProjectConfig | None) -> Iterator[Finding]:
+    """Tell, as far as can be known from here, whether a site's compute nodes will reach the store.
+
+    Args:
+        site: whose.
+        config: of the project whose store it is; None: none is at hand.
+
+    Raises:
+        ConfigError: this host has no address but loopback.
+    """
+    if config is not None and not config.embedded:
+        yield note("reach", "the store is a server of your own; `pilot site check --in-job` tries it from a node")
+        return
+    if site.reach.in_pilot:
+        yield ok("reach", "the store runs inside of the pilot")
+        return
+    listed, there = site.reach.interfaces, interfaces()
+    chosen = choose(listed, there, default_address())
+    if listed and not any(name in there for name in listed):
+        shown = ", ".join(f"{name} {address}" for name, address in sorted(there.items())) or "none but loopback"
+        named = ", ".join(listed)
+        yield wrong("reach", f"none of {named} is here with an address, but {shown}; correct reach.interfaces")
+    elif chosen is None:
+        yield wrong("reach", "this host has no network interface that other nodes could reach, only loopback")
+    else:
+        yield ok("reach", f"{chosen.interface}, {chosen.address}: {chosen.why}")
+    if config is None or chosen is None:
+        return
+    status = LocalServer(config.store_folder).status()
+    if not status.running:
+        yield note("reach", f"the store does not run ({status.reason}); `pilot up` makes it listen at {chosen.address}")
+    elif chosen.address not in status.addresses:
+        yield note("reach", f"the store does not listen at {chosen.address} yet; `pilot up` sees to that")
+    elif silence := silent(chosen.address, status.port or 0):
+        yield wrong("reach", f"the store listens at {chosen.address}:{status.port}, but does not answer: {silence}")
+    else:
+        yield ok("reach", f"the store answers at {chosen.address}:{status.port}")
+    yield note("reach", "whether compute nodes reach it, only `pilot site check --in-job` can tell")
 
 
 def open_to(config: ProjectConfig, site: Site) -> str:

@@ -7,6 +7,7 @@ from agent to pool; which MPI functions run in the ranks, and whether the pool w
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -80,7 +81,11 @@ class PilotSettings:
     @classmethod
     def read(cls, path: Path) -> PilotSettings:
         """Read what `write` wrote."""
-        data: dict[str, Any] = json.loads(path.read_text())
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> PilotSettings:
+        """Return what is written as JSON."""
         lists = {name: tuple(value) for name, value in data.items() if isinstance(value, list)}
         return cls(**{**data, **lists})
 

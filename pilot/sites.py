@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Mapping
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -301,6 +302,19 @@ class Site(_Part):
 
 PARTS: tuple[type[BaseModel], ...] = tuple(_Part.__subclasses__())
 """All that a site file consists of."""
+
+
+def here(site: Site, env: Mapping[str, str], fqdn: str) -> bool:
+    """Return whether this is the machine: one of its variables has its value, or the host's full name ends so.
+
+    Args:
+        site: the machine.
+        env: our environment.
+        fqdn: the full name of this host.
+    """
+    domain = site.detect.domain.lstrip(".")
+    by_name = bool(domain) and f".{fqdn}".endswith(f".{domain}")
+    return by_name or any(env.get(name) == value for name, value in site.detect.env.items())
 
 
 def launchers(site: Site) -> dict[str, Any]:

@@ -168,7 +168,7 @@ class LocalServer:
         if record.here:
             up = self._ready(record) is not None
         else:
-            up = record.reachable is not None and not _silence(record.reachable, record.port)
+            up = record.reachable is not None and not silent(record.reachable, record.port)
         since = datetime.fromisoformat(record.started) if record.started and (up or not record.here) else None
         return ServerStatus(
             running=up,
@@ -398,13 +398,13 @@ class LocalServer:
 
     def _remote_uri(self, record: _Record) -> str:
         address = record.reachable
-        if address is None or _silence(address, record.port):
+        if address is None or silent(address, record.port):
             raise ServerError(self._elsewhere(record))
         return self._uri(address, record.port)
 
     def _elsewhere(self, record: _Record) -> str:
         address = record.reachable
-        silence = _silence(address, record.port) if address else ""
+        silence = silent(address, record.port) if address else ""
         found = (
             f"does not answer there, at {address}:{record.port} ({silence})"
             if address
@@ -462,7 +462,7 @@ def _write_private(path: Path, text: str) -> None:
         raise
 
 
-def _silence(address: str, port: int) -> str:
+def silent(address: str, port: int) -> str:
     """Return why nobody answers at an address; "" if somebody does."""
     try:
         socket.create_connection((address, port), timeout=5.0).close()

@@ -426,7 +426,8 @@ def complete(folder: Path, words: str) -> list[str]:
 
 def test_completion(call: Call, own: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     task = call("submit", "--", "true").out.strip()
-    assert complete(own, "pilot s") == ["status", "store", "scale", "submit", "show"]
+    assert complete(own, "pilot site show loc") == ["local"]
+    assert complete(own, "pilot s") == ["status", "store", "scale", "site", "submit", "show"]
     assert complete(own, "pilot show ") == [task]
     assert complete(own, f"pilot cancel {task[:8]}") == [task]
     assert complete(own, "pilot tasks --state f") == ["failed"]

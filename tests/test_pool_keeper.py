@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pilot.block import Block
 from pilot.pool_keeper import PoolKeeper, blocks_of
-from pilot.pool_process import Block
 from pilot.settings import PilotSettings
 from tests.rig import wait_until
 

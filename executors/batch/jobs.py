@@ -64,5 +64,21 @@ class Own(NamedTuple):
     """Command that prints the job's nodes, a line each."""
 
 
+class QueueNow(NamedTuple):
+    """What the batch system says of one of its queues at this moment."""
+
+    open: bool
+    """Whether its jobs are started. Not to be read as "has free nodes"."""
+    word: str
+    """Its state in the batch system's own words."""
+    min_nodes: int = 1
+    max_nodes: int | None = None
+    """Most nodes of a job; None: no limit is told, others may hold."""
+    max_walltime_s: float | None = None
+    """Longest walltime of a job; None: as with nodes."""
+    nodes: int | None = None
+    """How many it has; None: it does not say."""
+
+
 Jobs = Mapping[str, Job]
 """By id. What is not in it was not listed: nothing is known of it."""

@@ -5,19 +5,24 @@ Words and options are those of qsub(1B), qstat(1B) and qdel(1B), and of ``src/in
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from pilot.executors.batch.command import Said
-from pilot.executors.batch.jobs import Job, Own, Request
+from pilot.executors.batch.jobs import Job, Own, QueueNow, Request
 from pilot.executors.batch.script import clock, directive
 from pilot.states import JobState
 
 log = logging.getLogger(__name__)
 
 NAME = "PBS"
+
+COMMANDS = ("qsub", "qstat", "qdel")
+"""What we call."""
 
 UNREACHABLE = re.compile(
     r"cannot connect to server|Connection refused|Connection timed out|pbs_iff|Communication failure|"
@@ -106,6 +111,11 @@ def submit_argv(script: str) -> list[str]:
     return ["qsub", script]
 
 
+def trial_argv(script: str) -> list[str]:
+    """Return nothing: qsub cannot say whether it would take a script without taking it."""
+    return []
+
+
 def submitted(said: Said) -> str | None:
     """Return the id of a job that was submitted; None if none was."""
     match = re.match(r"(\d+(?:\.[\w.-]+)?)\s*$", said.out)
@@ -161,6 +171,31 @@ def down(said: Said) -> frozenset[str]:
     return frozenset()
 
 
+def queues_argv() -> list[str]:
+    """Return the command that tells of all queues."""
+    return ["qstat", "-Q", "-f", "-F", "json"]
+
+
+def queues(said: Said) -> dict[str, QueueNow]:
+    """Read what the command of `queues_argv` printed; nothing if it is not JSON, as its answers sometimes are not."""
+    try:
+        told: dict[str, dict[str, Any]] = json.loads(said.out)["Queue"]
+    except (ValueError, KeyError, TypeError):
+        log.info("qstat -Q printed what cannot be read: %.200r", said.out)
+        return {}
+    return {name: _queue(fields) for name, fields in told.items()}
+
+
+def _queue(fields: Mapping[str, Any]) -> QueueNow:
+    missing = [word for word in ("enabled", "started") if str(fields.get(word)) != "True"]
+    most, least = fields.get("resources_max", {}), fields.get("resources_min", {})
+    return QueueNow(
+        not missing, "not " + " and not ".join(missing) if missing else "enabled and started",
+        _number(str(least.get("nodect", ""))) or 1, _number(str(most.get("nodect", ""))),
+        _seconds(str(most.get("walltime", ""))),
+    )  # fmt: skip
+
+
 def own(env: Mapping[str, str]) -> Own | None:
     """Return the job that a process with this environment is part of; None outside of one.
 
@@ -214,6 +249,15 @@ def _number(text: str | None) -> int | None:
         return int(text or "")
     except ValueError:
         return None
+
+
+def _seconds(text: str) -> float | None:
+    """Read ``hours:minutes:seconds`` or seconds; nothing for anything else."""
+    match = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+)(?:\.\d+)?", text)
+    if match is None:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float((60 * hours + minutes) * 60 + seconds)
 
 
 def _time(text: str) -> datetime | None:

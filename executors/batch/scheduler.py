@@ -12,7 +12,7 @@ from typing import Protocol
 from pilot.errors import ConfigError, SchedulerError, SubmissionRejected
 from pilot.executors.batch import pbs, slurm
 from pilot.executors.batch.command import DEADLINE_S, Said, ask
-from pilot.executors.batch.jobs import Job, Jobs, Own, Request
+from pilot.executors.batch.jobs import Job, Jobs, Own, QueueNow, Request
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ class System(Protocol):
 
     @property
     def NAME(self) -> str: ...  # noqa: D102
+    @property
+    def COMMANDS(self) -> Sequence[str]: ...  # noqa: D102
     @property
     def UNREACHABLE(self) -> re.Pattern[str]: ...  # noqa: D102
     @property
@@ -33,6 +35,7 @@ class System(Protocol):
 
     def directives(self, request: Request) -> list[str]: ...  # noqa: D102
     def submit_argv(self, script: str) -> list[str]: ...  # noqa: D102
+    def trial_argv(self, script: str) -> list[str]: ...  # noqa: D102
     def submitted(self, said: Said) -> str | None: ...  # noqa: D102
     def status_argv(self, ids: Sequence[str], user: int) -> list[str]: ...  # noqa: D102
     def answered(self, said: Said) -> bool: ...  # noqa: D102
@@ -42,6 +45,8 @@ class System(Protocol):
     def cancel_argv(self, ids: Iterable[str]) -> list[str]: ...  # noqa: D102
     def down_argv(self, hosts: Iterable[str]) -> list[str]: ...  # noqa: D102
     def down(self, said: Said) -> frozenset[str]: ...  # noqa: D102
+    def queues_argv(self) -> list[str]: ...  # noqa: D102
+    def queues(self, said: Said) -> dict[str, QueueNow]: ...  # noqa: D102
     def own(self, env: Mapping[str, str]) -> Own | None: ...  # noqa: D102
 
 
@@ -89,6 +94,33 @@ class Scheduler:
                 f"{self._system.NAME} refused the job of {str(script)!r}: {words}{_advice(self._system, words)}"
             )
         return job
+
+    def try_out(self, script: Path) -> str | None:
+        """Return what the batch system says to a script without taking it; None if it cannot say.
+
+        Raises:
+            SubmissionRejected: it would refuse it, with its own words.
+            SchedulerError: it did not answer, or is not there.
+        """
+        argv = self._system.trial_argv(script.name)
+        if not argv:
+            return None
+        said = self._ask(argv, script.parent)
+        if said.code:
+            advice = _advice(self._system, said.words)
+            raise SubmissionRejected(f"{self._system.NAME} would refuse the job: {said.words}{advice}")
+        return said.words
+
+    def queues(self) -> Mapping[str, QueueNow]:
+        """Return what is said of the queues, by name; empty if the answer cannot be read.
+
+        Raises:
+            SchedulerError: it did not answer, refused to, or is not there.
+        """
+        said = self._ask(self._system.queues_argv())
+        if said.code:
+            raise SchedulerError(f"{self._system.NAME} does not tell of queues: {said.words}")
+        return self._system.queues(said)
 
     def look(self, ids: Collection[str]) -> Jobs:
         """Return what is known of jobs, by one call for all of them, and one more for those that are over.

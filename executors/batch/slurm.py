@@ -11,13 +11,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from pilot.executors.batch.command import Said
-from pilot.executors.batch.jobs import Job, Own, Request
+from pilot.executors.batch.jobs import Job, Own, QueueNow, Request
 from pilot.executors.batch.script import clock, directive
 from pilot.states import JobState
 
 log = logging.getLogger(__name__)
 
 NAME = "Slurm"
+
+COMMANDS = ("sbatch", "squeue", "scancel", "sinfo", "scontrol", "sacct")
+"""What we call."""
 
 UNREACHABLE = re.compile(
     r"Unable to contact slurm controller|Socket timed out|Connection refused|Connection timed out|"
@@ -120,6 +123,11 @@ def submit_argv(script: str) -> list[str]:
     return ["sbatch", "--parsable", script]
 
 
+def trial_argv(script: str) -> list[str]:
+    """Return the command that says whether a script would be taken, and submits nothing."""
+    return ["sbatch", "--test-only", script]
+
+
 def submitted(said: Said) -> str | None:
     """Return the id of a job that was submitted; None if none was."""
     match = re.match(r"(\d+)(;\S+)?\s*$", said.out)
@@ -185,6 +193,32 @@ def down(said: Said) -> frozenset[str]:
     return frozenset(node for node, _, word in rows if word.endswith("*") or word.rstrip("~#!%$@^-") in _DOWN)
 
 
+def queues_argv() -> list[str]:
+    """Return the command that tells of all partitions."""
+    return ["sinfo", "--noheader", "--format=%R|%a|%l|%s|%D"]
+
+
+def queues(said: Said) -> dict[str, QueueNow]:
+    """Read what the command of `queues_argv` printed.
+
+    sinfo(1), "OUTPUT FIELD DESCRIPTIONS": a size is ``4``, ``1-4`` or ``1-infinite``. Nodes that differ make several
+    lines of one partition.
+    """
+    found: dict[str, QueueNow] = {}
+    for line in said.out.splitlines():
+        fields = [field.strip() for field in line.split("|")]
+        if len(fields) != 5:
+            continue
+        name, word, longest, size, count = fields
+        least, _, most = size.partition("-")
+        before = found.get(name)
+        found[name] = QueueNow(
+            word == "up", word, _number(least) or 1, _number(most or least), _seconds(longest),
+            (_number(count) or 0) + (before.nodes or 0 if before else 0),
+        )  # fmt: skip
+    return found
+
+
 def own(env: Mapping[str, str]) -> Own | None:
     """Return the job that a process with this environment is part of; None outside of one."""
     job, nodes = env.get("SLURM_JOB_ID"), env.get("SLURM_JOB_NODELIST", "")
@@ -219,3 +253,16 @@ def _time(text: str) -> datetime | None:
         return datetime.fromisoformat(text).astimezone()
     except ValueError:  # N/A, Unknown, None
         return None
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isdecimal() else None  # infinite
+
+
+def _seconds(text: str) -> float | None:
+    """Read ``[days-][hours:]minutes:seconds``; nothing for ``infinite`` and ``n/a``."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d\d)", text)
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    return float(((24 * days + hours) * 60 + minutes) * 60 + seconds)

@@ -42,6 +42,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "down": Entry("pilots", "down", "Let pilots finish what they run, and end."),
         "pilots": Entry("pilots", "pilots", "List pilots."),
         "scale": Entry("scale", "scale", "Ask for pilots by what waits."),
+        "site": Entry("site", "site", "List, show or check the files that describe machines."),
     },
     "Tasks": {
         "submit": Entry("submit", "submit", "Submit a command as a task."),

@@ -7,7 +7,9 @@ from click.shell_completion import CompletionItem
 
 from pilot import fleet
 from pilot.cli.common import now, opened
+from pilot.config import find_project
 from pilot.errors import PilotError
+from pilot.site_files import site_names
 from pilot.store import tasks as store_tasks
 
 _STORE_S = 2.0
@@ -37,3 +39,12 @@ def pilots(ctx: Context, param: Parameter, incomplete: str) -> list[CompletionIt
         for view in views
         if view.id.startswith(incomplete)
     ]
+
+
+def sites(ctx: Context, param: Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the name of a site."""
+    try:
+        project = find_project()
+    except PilotError:
+        project = None
+    return [CompletionItem(name) for name in site_names(project) if name.startswith(incomplete)]

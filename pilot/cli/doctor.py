@@ -8,19 +8,19 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
-from pilot import fleet, signing
+from pilot import fleet, reach, signing
 from pilot.cli import queries, text
-from pilot.cli.common import Command, console, emit, escaped, json_option, now
+from pilot.cli.checkup import Check, examine, report
+from pilot.cli.common import Command, json_option, now
 from pilot.config import ProjectConfig, find_project
-from pilot.errors import PilotError
 from pilot.executors.run.scrub import scrubbed
+from pilot.findings import Finding, note, ok, wrong
 from pilot.site_files import load_site
 from pilot.states import PilotState
 from pilot.store import access, dependants, invariants, mongod, pilots, spool
@@ -31,17 +31,6 @@ _LAUNCH_S = 30.0
 _SKEW_S = 5.0
 _FREE_BYTES = 1 << 30
 _FREE_SHARE = 0.02
-
-OK, NOTE, WRONG = "ok", "note", "wrong"
-_STYLES = {OK: "green", NOTE: "yellow", WRONG: "red"}
-
-
-class Line(NamedTuple):
-    """What one check found: `ok`, a `note` worth knowing, or `wrong` with what to do."""
-
-    check: str
-    verdict: str
-    text: str
 
 
 @dataclass
@@ -54,92 +43,68 @@ class _Patient:
 
 
 @click.command(cls=Command)
+@click.option("--site", metavar="S", help="See also whether this site's compute nodes will reach the store.")
 @click.option("--repair", is_flag=True, help="Take up what a crash left half done, too.")
 @json_option
-def doctor(repair: bool, as_json: bool) -> int:
+def doctor(site: str | None, repair: bool, as_json: bool) -> int:
     """Check project, key, store, invariants, disk, MPI and pilots; exit code 1 if anything is wrong.
 
     Changes nothing without --repair, but starts the store.
     """
     patient = _Patient(find_project(), repair)
-    out = console()
-    lines = []
+    checks = _CHECKS
+    if site is not None:
+        machine = load_site(site, patient.config)
+        checks = [*checks, ("reach", lambda patient: reach.findings(machine, patient.config))]
     try:
-        for line in _examine(patient):
-            lines.append(line)
-            if not as_json:
-                style = _STYLES[line.verdict]
-                out.print(f"[{style}]{line.verdict:5}[/]  {line.check:11}{escaped(line.text)}", soft_wrap=True)
+        return report(examine(patient, checks), as_json)
     finally:
         if patient.store is not None:
             patient.store.__exit__(None, None, None)
-    wrong = sum(line.verdict == WRONG for line in lines)
-    if as_json:
-        emit({"healthy": not wrong, "checks": [line._asdict() for line in lines]})
-    elif wrong:
-        out.print(f"[red]{text.count(wrong, 'check')} wrong[/]")
-    return 1 if wrong else 0
-
-
-def _examine(patient: _Patient) -> Iterator[Line]:
-    """Run all checks; one that ends in an error says so and the others go on."""
-    checks: list[tuple[str, Callable[[_Patient], Iterator[Line]]]] = [
-        ("project", _project), ("key", _key), ("store", _store), ("schema", _schema), ("clock", _clock),
-        ("invariants", _invariants),
-        ("markers", _markers), ("objects", _objects), ("disk", _disk), ("mpi", _mpi), ("spool", _spool),
-        ("pilots", _pilots),
-    ]  # fmt: skip
-    for name, check in checks:
-        try:
-            yield from check(patient)
-        except PilotError as exc:
-            yield Line(name, WRONG, str(exc))
-        except OSError as exc:
-            yield Line(name, WRONG, f"cannot look at it: {exc}")
 
 
 # -- files ----------------------------------------------------------------------------------------
 
 
-def _project(patient: _Patient) -> Iterator[Line]:
+def _project(patient: _Patient) -> Iterator[Finding]:
     folder = patient.config.folder
     mode = stat.S_IMODE(folder.stat().st_mode)
     if mode & 0o077:
-        yield Line("project", WRONG, f"{folder} is open to others (mode {mode:04o}): `chmod 700 {folder}`")
+        yield wrong("project", f"{folder} is open to others (mode {mode:04o}): `chmod 700 {folder}`")
     else:
-        yield Line("project", OK, f"{patient.config.name}, {folder}")
+        yield ok("project", f"{patient.config.name}, {folder}")
 
 
-def _key(patient: _Patient) -> Iterator[Line]:
+def _key(patient: _Patient) -> Iterator[Finding]:
     signing.load_key(patient.config.key_file)
-    yield Line("key", OK, "only you can read it")
+    yield ok("key", "only you can read it")
 
 
-def _objects(patient: _Patient) -> Iterator[Line]:
+def _objects(patient: _Patient) -> Iterator[Finding]:
     folder = patient.config.objects_folder
     there = folder if folder.is_dir() else patient.config.folder
     with tempfile.NamedTemporaryFile(dir=there, prefix=".doctor-") as file:
         file.write(b"x")
         file.flush()
         os.fsync(file.fileno())
-    yield Line("objects", OK, f"{folder} can be written")
+    yield ok("objects", f"{folder} can be written")
 
 
-def _disk(patient: _Patient) -> Iterator[Line]:
+def _disk(patient: _Patient) -> Iterator[Finding]:
     usage = shutil.disk_usage(patient.config.folder)
     said = f"{text.size(usage.free)} free of {text.size(usage.total)}"
     if usage.free < _FREE_BYTES:
-        yield Line("disk", WRONG, f"{said}: make room, or the store stops")
+        yield wrong("disk", f"{said}: make room, or the store stops")
     elif usage.free < _FREE_SHARE * usage.total:
-        yield Line("disk", NOTE, f"{said}: that is little")
+        yield note("disk", f"{said}: that is little")
     else:
-        yield Line("disk", OK, said)
+        yield ok("disk", said)
 
 
-def _spool(patient: _Patient) -> Iterator[Line]:
+def _spool(patient: _Patient) -> Iterator[Finding]:
     waiting = spool.waiting(patient.config.spool_folder)
     if not waiting:
-        yield Line("spool", OK, "nothing waits for the store")
+        yield ok("spool", "nothing waits for the store")
         return
     live = set(pilots.pool_beats(patient.store)) if patient.store is not None else set()
     dead = {token: count for token, count in waiting.items() if token not in live}
@@ -147,64 +112,64 @@ def _spool(patient: _Patient) -> Iterator[Line]:
         what = (
             f"{text.count(sum(dead.values()), 'batch', 'batches')} of results of {text.count(len(dead), 'dead pool')}"
         )
-        yield Line("spool", NOTE, f"{what}, not in the store yet: the next pilot that starts writes them (`pilot up`)")
+        yield note("spool", f"{what}, not in the store yet: the next pilot that starts writes them (`pilot up`)")
     else:
-        yield Line("spool", NOTE, f"{sum(waiting.values())} batches of results are on their way to the store")
+        yield note("spool", f"{sum(waiting.values())} batches of results are on their way to the store")
 
 
 # -- store ----------------------------------------------------------------------------------------
 
 
-def _store(patient: _Patient) -> Iterator[Line]:
+def _store(patient: _Patient) -> Iterator[Finding]:
     config = patient.config
     if config.embedded:
-        yield Line("mongod", OK, str(mongod.find()))
+        yield ok("mongod", str(mongod.find()))
     store = access.store_of(config, timeout_s=_STORE_S)
     patient.store = store.__enter__()
-    yield Line("store", OK, f"MongoDB {queries.version(store)} answers")
+    yield ok("store", f"MongoDB {queries.version(store)} answers")
 
 
-def _schema(patient: _Patient) -> Iterator[Line]:
+def _schema(patient: _Patient) -> Iterator[Finding]:
     if patient.store is not None:
         access.checked(patient.store, patient.config)
-        yield Line("schema", OK, "fits this release and our key")
+        yield ok("schema", "fits this release and our key")
 
 
-def _clock(patient: _Patient) -> Iterator[Line]:
+def _clock(patient: _Patient) -> Iterator[Finding]:
     if patient.store is None:
         return
     skew = abs((queries.clock(patient.store) - now()).total_seconds())
     if skew > _SKEW_S:
-        yield Line("clock", WRONG, f"{text.span(skew)} apart from the store's: times in records are off; set the clock")
+        yield wrong("clock", f"{text.span(skew)} apart from the store's: times in records are off; set the clock")
     else:
-        yield Line("clock", OK, "agrees with the store's")
+        yield ok("clock", "agrees with the store's")
 
 
-def _invariants(patient: _Patient) -> Iterator[Line]:
+def _invariants(patient: _Patient) -> Iterator[Finding]:
     if patient.store is None:
         return
     found = invariants.violations(patient.store, limit=10)
     for violation in found:
-        yield Line("invariants", WRONG, f"{violation}; please report this")
+        yield wrong("invariants", f"{violation}; please report this")
     if not found:
-        yield Line("invariants", OK, "hold for all tasks and records")
+        yield ok("invariants", "hold for all tasks and records")
 
 
-def _markers(patient: _Patient) -> Iterator[Line]:
+def _markers(patient: _Patient) -> Iterator[Finding]:
     """Look at what `reconcile` would take up, and let it if asked to."""
     if patient.store is None:
         return
     before = queries.marked(patient.store)
     if patient.repair:
         looked = dependants.reconcile(patient.store)
-        yield Line("repair", OK, f"{text.count(looked, 'task')} looked at")
+        yield ok("repair", f"{text.count(looked, 'task')} looked at")
     marked = {name: count for name, count in queries.marked(patient.store).items() if count}
     stuck = {name: count for name, count in marked.items() if before.get(name)}
     if stuck:
         words = ", ".join(f"{count:,} {name}" for name, count in stuck.items())
-        yield Line("markers", NOTE, f"{words}: a pilot's agent takes this up within 30 s, or `pilot doctor --repair`")
+        yield note("markers", f"{words}: a pilot's agent takes this up within 30 s, or `pilot doctor --repair`")
     else:
-        yield Line("markers", OK, "nothing is half done")
+        yield ok("markers", "nothing is half done")
 
 
 # -- machine --------------------------------------------------------------------------------------
@@ -216,14 +181,14 @@ _PROBE = (
 """Rank 0 says how many there are, and of which library."""
 
 
-def _mpi(patient: _Patient) -> Iterator[Line]:
+def _mpi(patient: _Patient) -> Iterator[Finding]:
     """Start two ranks as a pool is started: singletons are the most usual thing to go wrong."""
     launcher = load_site("local").launcher.command
     beside = Path(sys.executable).parent / launcher[0]
     program = str(beside) if beside.is_file() else shutil.which(launcher[0])
     install = "pip install 'hpc-pilot[mpich]', or load the machine's MPI module"
     if program is None:
-        yield Line("mpi", WRONG, f"no launcher {launcher[0]!r} beside Python or on the PATH: {install}")
+        yield wrong("mpi", f"no launcher {launcher[0]!r} beside Python or on the PATH: {install}")
         return
     words = [part.format(ranks=2) for part in launcher[1:]]
     try:
@@ -232,20 +197,20 @@ def _mpi(patient: _Patient) -> Iterator[Line]:
             capture_output=True, text=True, timeout=_LAUNCH_S, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        yield Line("mpi", WRONG, f"{program} did not start two ranks within {_LAUNCH_S:g} s: {install}")
+        yield wrong("mpi", f"{program} did not start two ranks within {_LAUNCH_S:g} s: {install}")
         return
     said = ran.stdout.split(maxsplit=1)
     if ran.returncode or len(said) != 2:
         last = (ran.stderr or ran.stdout).strip().splitlines()[-1:] or [f"exit code {ran.returncode}"]
-        yield Line("mpi", WRONG, f"{program} cannot start two ranks: {text.line(last[0], 200)}: {install}")
+        yield wrong("mpi", f"{program} cannot start two ranks: {text.line(last[0], 200)}: {install}")
     elif said[0] != "2":
         what = f"{program} started two programs of one rank instead of one of two"
-        yield Line("mpi", WRONG, f"{what}: it is not the launcher of mpi4py's library; {install}")
+        yield wrong("mpi", f"{what}: it is not the launcher of mpi4py's library; {install}")
     else:
-        yield Line("mpi", OK, f"{text.line(said[1])}, {program}")
+        yield ok("mpi", f"{text.line(said[1])}, {program}")
 
 
-def _pilots(patient: _Patient) -> Iterator[Line]:
+def _pilots(patient: _Patient) -> Iterator[Finding]:
     store = patient.store
     if store is None:
         return
@@ -253,15 +218,22 @@ def _pilots(patient: _Patient) -> Iterator[Line]:
     for view in views:
         if view.state == "dead" and patient.repair:
             fleet.bury(store, view, now=False)
-            yield Line("pilots", NOTE, f"{view.id}: its agent had died; written down as {PilotState.LOST.value}")
+            yield note("pilots", f"{view.id}: its agent had died; written down as {PilotState.LOST.value}")
         elif view.state == "dead":
-            yield Line("pilots", WRONG, f"{view.id}: its agent died: `pilot down {view.id}` clears it away")
+            yield wrong("pilots", f"{view.id}: its agent died: `pilot down {view.id}` clears it away")
         elif view.state == "silent":
             old = text.span(view.heartbeat_s or 0.0)
-            yield Line("pilots", WRONG, f"{view.id} on {view.host}: no heartbeat for {old}: `pilot down {view.id}`")
+            yield wrong("pilots", f"{view.id} on {view.host}: no heartbeat for {old}: `pilot down {view.id}`")
     orphaned = pilots.dead_tokens(store)
     if orphaned:
         what = f"tasks are leased by {text.count(len(orphaned), 'pool')} that died"
-        yield Line("leases", NOTE, f"{what}: the next agent to look returns them (`pilot up`)")
+        yield note("leases", f"{what}: the next agent to look returns them (`pilot up`)")
     live = [view.id for view in views if view.live]
-    yield Line("pilots", OK, f"up: {', '.join(live)}" if live else "none is up")
+    yield ok("pilots", f"up: {', '.join(live)}" if live else "none is up")
+
+
+_CHECKS: list[tuple[str, Check[_Patient]]] = [
+    ("project", _project), ("key", _key), ("store", _store), ("schema", _schema), ("clock", _clock),
+    ("invariants", _invariants), ("markers", _markers), ("objects", _objects), ("disk", _disk), ("mpi", _mpi),
+    ("spool", _spool), ("pilots", _pilots),
+]  # fmt: skip

@@ -28,6 +28,7 @@ from pilot.cli.common import (
     waiting,
 )
 from pilot.cli.completion import pilots as complete_pilots
+from pilot.config import find_project
 from pilot.errors import InvalidInput, PilotDied, StoreUnavailable
 from pilot.settings import PilotSettings
 from pilot.site_files import load_site
@@ -69,24 +70,25 @@ def up(
     On this machine the command returns when the pilot takes work; with a batch system, when that has taken the
     job. It stays until `pilot down`, its --walltime or --idle.
     """
-    with opened() as project:
-        machine = load_site(site or project.config.site, project.config)
-        if machine.batch is not None:
-            settings = allocation.pilot_settings(project.config, machine, slots, cores_per_slot, walltime, idle)
-            inside = settings.store_in_pilot or store_in_pilot
-            settings = replace(settings, nodes=nodes or 1, store_in_pilot=inside)
-            if inside:
-                _check_that_it_can_move(project)
-            job = allocation.submit(project.store, project.config, machine, settings, queue or "", account or "")
-            _say_queued(settings, job, as_json)
-        elif nodes or queue or account or store_in_pilot:
+    config = find_project()
+    machine = load_site(site or config.site, config)
+    if machine.batch is None:
+        if nodes or queue or account or store_in_pilot:
             raise click.UsageError(
                 f"site {machine.name!r} has no batch system: --nodes, --queue, --account, --store-in-pilot mean nothing"
             )
-    if machine.batch is None:
         _up_here(site, slots, cores_per_slot, walltime, idle, timeout, as_json)
-    elif inside:
-        LocalServer(project.config.store_folder).leave()
+        return
+    settings = allocation.pilot_settings(config, machine, slots, cores_per_slot, walltime, idle)
+    inside = settings.store_in_pilot or store_in_pilot
+    settings = replace(settings, nodes=nodes or 1, store_in_pilot=inside)
+    with opened() as project:
+        if inside:
+            _check_that_it_can_move(project)
+        job = allocation.submit(project.store, config, machine, settings, queue or "", account or "")
+        _say_queued(settings, job, as_json)
+    if inside:
+        LocalServer(config.store_folder).leave()
 
 
 def _check_that_it_can_move(project: Opened) -> None:
