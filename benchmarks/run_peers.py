@@ -64,6 +64,10 @@ RUNS = (
     Run("radical_raptor", "mpi-noop"),
     Run("radical_raptor", "mixed", 180.0),
     Run("parsl_mpi", "mixed", 180.0),
+    Run("slurm_jobs", "slurm-sbatch", 400.0),
+    Run("slurm_jobs", "slurm-array", 400.0),
+    Run("slurm_jobs", "slurm-steps", 400.0),
+    Run("slurm_jobs", "slurm-steps-eight", 400.0),
 )
 
 
