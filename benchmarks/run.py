@@ -69,6 +69,7 @@ class Measure:
         return {"script": self.script or self.row, "workload": self.workload, "ours": True}
 
 
+SLURM_JOBS = ("slurm-sbatch", "slurm-array", "slurm-steps", "slurm-steps-eight")
 MEASURES = (
     Measure("noop", "noop", ("--tasks", "1000"), 180, ("noop", "noop-default")),
     Measure("commands", "true", ("--tasks", "100"), 180, ("true", "true-output")),
@@ -80,15 +81,7 @@ MEASURES = (
     Measure("depth", "depth", ("--tasks", "500"), 300, ("queue-depth", "workflow-size")),
     Measure("idle", "idle", ("--tasks", "1"), 120),
     Measure("placement", "placement", ("--tasks", "1000"), 120),
-    Measure(
-        "slurm",
-        "slurm-pilot",
-        ("--tasks", "20"),
-        180,
-        ("slurm-sbatch", "slurm-array", "slurm-steps", "slurm-steps-eight"),
-        "slurm_pilot",
-        _slurm.missing,
-    ),
+    Measure("slurm", "slurm-pilot", ("--tasks", "20"), 180, SLURM_JOBS, "slurm_pilot", _slurm.missing),
 )
 DEEP = Measure("deep", "depth-million", ("--tasks", "20000"), 1800, script="depth")
 

@@ -25,7 +25,7 @@ CONF = Path("/etc/slurm/slurm.conf")
 STATE = Path("/var/lib/slurm-bench")
 """Apart from that of the tests' cluster: it is new for each run, and deleted after it."""
 
-PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd")
+PROGRAMS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd", "scontrol")
 CONTROLLERS = {"slurmctld": "run/slurmctld.pid", "slurmdbd": "run/slurmdbd.pid", "mariadbd": "mysql/mariadbd.pid"}
 """Whose processor time is counted, and where their numbers stand."""
 

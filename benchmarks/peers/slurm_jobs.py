@@ -51,7 +51,7 @@ def array(tasks: int) -> None:
 
 
 def steps(at_once: int) -> Callable[[Settings], dict[str, Any]]:
-    """Return what times steps, so many at a time: `seconds` from asking for the nodes, `up_rate_per_s` from having them."""
+    """Return what times steps, so many at a time, from asking for the nodes; `up_rate_per_s` is from having them."""
 
     def measure(settings: Settings) -> dict[str, Any]:
         with _slurm.cluster():
