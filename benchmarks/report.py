@@ -60,7 +60,7 @@ RATIO = Unit("", 2)
 EXCESS = Unit("", 2, lower=True)
 MICROSECONDS = Unit(" µs", 1, lower=True)
 MEMORY = Unit(" MB", 0, lower=True)
-SECONDS = Unit(" s", 1, lower=True)
+SECONDS = Unit(" s", 2, lower=True)
 COUNT = Unit("", 0, lower=True)
 
 

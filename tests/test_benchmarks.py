@@ -204,9 +204,9 @@ def batch_lines() -> list[dict[str, Any]]:
 def test_ways_to_run_commands_on_a_batch_system_stand_side_by_side() -> None:
     head, _, jobs, array, ours = report.batch(report.Results(batch_lines())).splitlines()
     assert head.startswith("| 1,000 × `/bin/true` as |")
-    assert jobs == "| one `sbatch` each | 20/s | 1.00 × | – | – | 2,100 | 2,000 | 1.2 s |"
+    assert jobs == "| one `sbatch` each | 20/s | 1.00 × | – | – | 2,100 | 2,000 | 1.25 s |"
     assert array.startswith("| a job array | failed: it failed |")
-    assert ours == "| tasks of one pilot | 250/s | 12.50 × | 3.0 s | 1,500/s | 10 | 3 | 1.2 s |"
+    assert ours == "| tasks of one pilot | 250/s | 12.50 × | 3.00 s | 1,500/s | 10 | 3 | 1.25 s |"
 
 
 def test_batch_system_that_was_left_out_is_said_to_be() -> None:
