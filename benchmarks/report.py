@@ -33,6 +33,7 @@ PEERS = {
     "mpiexec_loop": "one mpiexec per task",
     "parsl_mpi": "Parsl MPIExecutor",
     "radical_raptor": "RADICAL-Pilot RAPTOR",
+    "slurm_jobs": "Slurm",
 }
 
 
@@ -59,6 +60,8 @@ RATIO = Unit("", 2)
 EXCESS = Unit("", 2, lower=True)
 MICROSECONDS = Unit(" µs", 1, lower=True)
 MEMORY = Unit(" MB", 0, lower=True)
+SECONDS = Unit(" s", 2, lower=True)
+COUNT = Unit("", 0, lower=True)
 
 
 def named(peer: Key) -> str:
@@ -130,6 +133,17 @@ COMPARED = (
 )
 """What stands beside the peers: title, where ours is, workloads of theirs, the quantity."""
 
+_SBATCH, _PILOT = ("slurm_jobs", "slurm-sbatch"), ("slurm_pilot", "slurm-pilot")
+
+BATCH = (
+    ("one `sbatch` each", _SBATCH),
+    ("a job array", ("slurm_jobs", "slurm-array")),
+    ("`srun` steps of one allocation, one after the other", ("slurm_jobs", "slurm-steps")),
+    ("`srun` steps of one allocation, eight at a time", ("slurm_jobs", "slurm-steps-eight")),
+    ("tasks of one pilot", _PILOT),
+)
+"""Ways to run the same commands on the same Slurm."""
+
 ROLES = (
     ("mongod", "the database server, journal included"),
     ("coordinator", "rank 0: leases, dispatches, records"),
@@ -163,12 +177,15 @@ class Results:
         self.facts: dict[str, Any] = {}
         self._lines: dict[Key, list[Line]] = {}
         self._errors: dict[Key, list[str]] = {}
+        self._missing: dict[Key, str] = {}
         for line in lines:
             if "facts" in line:
                 self.facts = dict(line["facts"])
                 continue
             key = (line["script"], line["workload"])
-            if "error" in line:
+            if "missing" in line:
+                self._missing[key] = str(line["missing"])
+            elif "error" in line:
                 self._errors.setdefault(key, []).append(str(line["error"]))
             else:
                 self._lines.setdefault(key, []).append(line)
@@ -189,6 +206,10 @@ class Results:
     def errors(self, key: Key) -> list[str]:
         """Return why runs failed."""
         return self._errors.get(key, [])
+
+    def missing(self, key: Key) -> str:
+        """Return why a run cannot be done on this machine; empty if that was not found."""
+        return self._missing.get(key, "")
 
 
 def parse(text: str) -> list[Line]:
@@ -294,6 +315,37 @@ def _times(mine: Spread | None, theirs: Spread, unit: Unit) -> str:
     return f"{times:.2f} ×" if times < 10 else f"{times:,.0f} ×"
 
 
+def batch(results: Results) -> str:
+    """Return the table of what many small commands cost a batch system, or why there is none."""
+    one_each = results.spread(_SBATCH, "rate_per_s")
+    lines = []
+    for title, key in BATCH:
+        rate = results.spread(key, "rate_per_s")
+        if rate is None:
+            if errors := results.errors(key):
+                lines.append((title, f"failed: {_plain(errors[-1])}", *[""] * 6))
+            continue
+        times = f"{rate.median / one_each.median:.2f} ×" if one_each else ""
+        cells = [_cell(results, key, *quantity) for quantity in _OF_BATCH]
+        lines.append((title, rate.text(RATE), times, *cells))
+    if not lines:
+        return f"Not measured: {_plain(results.missing(_PILOT)) or 'left out of this session'}."
+    tasks = next(number for _, key in BATCH if (number := results.first(key, "tasks")))
+    head = (f"{tasks:,} × `/bin/true` as", "tasks/s, start-up included", "to one `sbatch` each", "start-up")
+    return table((*head, "once it is up", "requests", "database rows", "controllers' processor time"), lines)
+
+
+_OF_BATCH = (
+    ("start_s", SECONDS), ("up_rate_per_s", RATE), ("requests", COUNT), ("rows", COUNT), ("controllers_cpu_s", SECONDS),
+)  # fmt: skip
+"""What stands beside the rate of each way."""
+
+
+def _cell(results: Results, key: Key, field: str, unit: Unit) -> str:
+    found = results.spread(key, field)
+    return "–" if found is None else found.text(unit)
+
+
 def costs(results: Results, cores: int) -> str:
     """Return the table of processor time per task by role, and what that alone would allow."""
     lines = []
@@ -328,6 +380,24 @@ def machine(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"* {name}: {_plain(str(value))}" for name, value in facts.items() if value not in (None, ""))
 
 
+def merged(before: Sequence[Line], now: Sequence[Line], row: str) -> list[Line]:
+    """Put runs of one row in the place of the same runs of an earlier session; the facts tell that they are others.
+
+    Args:
+        before: the lines of the session, facts first.
+        now: those of the row, facts first.
+        row: its name.
+    """
+    anew = {(line["script"], line["workload"]) for line in now[1:]}
+    kept = [line for line in before[1:] if (line["script"], line["workload"]) not in anew]
+    told = "; ".join(f"{name} {value}" for name, value in now[0]["facts"].items() if name in _APART or "load" in name)
+    return [{"facts": {**before[0]["facts"], f"`{row}`, measured apart": told}}, *kept, *now[1:]]
+
+
+_APART = ("date", "pilot", "rounds", "Slurm")
+"""Facts in which a row that was measured apart may differ from the session."""
+
+
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     rows = [head, ["---"] * len(head), *lines]
@@ -350,6 +420,7 @@ def render(template: str, lines: Iterable[Line]) -> str:
         "promises": promises(results),
         "comparison": comparison(results),
         "costs": costs(results, cores),
+        "batch": batch(results),
         "failures": failures(results),
         "machine": machine(results.facts),
         "date": str(results.facts.get("date", "")),

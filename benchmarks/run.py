@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -30,6 +30,7 @@ from typing import Any
 import report
 import run_peers
 import running
+from peers import _slurm
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -53,6 +54,8 @@ class Measure:
     peers: tuple[str, ...] = ()
     """Workloads of the peers that are run after it."""
     script: str = ""
+    missing: Callable[[], str] = lambda: ""
+    """Says why it cannot be measured on this machine; an empty string if it can."""
 
     @property
     def argv(self) -> list[str]:
@@ -60,7 +63,13 @@ class Measure:
         script = HERE / "ours" / f"{self.script or self.row}.py"
         return [sys.executable, str(script), "--workload", self.workload]
 
+    @property
+    def head(self) -> dict[str, Any]:
+        """Whose line it is."""
+        return {"script": self.script or self.row, "workload": self.workload, "ours": True}
 
+
+SLURM_JOBS = ("slurm-sbatch", "slurm-array", "slurm-steps", "slurm-steps-eight")
 MEASURES = (
     Measure("noop", "noop", ("--tasks", "1000"), 180, ("noop", "noop-default")),
     Measure("commands", "true", ("--tasks", "100"), 180, ("true", "true-output")),
@@ -72,6 +81,7 @@ MEASURES = (
     Measure("depth", "depth", ("--tasks", "500"), 300, ("queue-depth", "workflow-size")),
     Measure("idle", "idle", ("--tasks", "1"), 120),
     Measure("placement", "placement", ("--tasks", "1000"), 120),
+    Measure("slurm", "slurm-pilot", ("--tasks", "20"), 180, SLURM_JOBS, "slurm_pilot", _slurm.missing),
 )
 DEEP = Measure("deep", "depth-million", ("--tasks", "20000"), 1800, script="depth")
 
@@ -96,6 +106,8 @@ def main() -> None:
         _show(lines)
         if write:
             _add_versions(lines)
+            if arguments.only and LINES.exists():
+                lines = [dict(line) for line in report.merged(report.parse(LINES.read_text()), lines, arguments.only)]
             LINES.write_text("".join(json.dumps(line) + "\n" for line in lines))
     if write:
         OUTPUT.write_text(report.render(report.TEMPLATE.read_text(), lines))
@@ -112,7 +124,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-peers", action="store_true", help="measure pilot only")
     parser.add_argument("--quick", action="store_true", help="few tasks, one round, no peers: numbers mean little")
     parser.add_argument("--deep", action="store_true", help="also the rate at 10⁶ queued, once: three minutes more")
-    parser.add_argument("--write", action="store_true", help="write docs/performance.md even for a part of the rows")
+    parser.add_argument("--write", action="store_true", help="write docs/performance.md also for one row; others stay")
     return parser.parse_args()
 
 
@@ -139,6 +151,9 @@ def session(
             no_venv = f"the peers' environment cannot be made: {exc}"
     for number in range(1, rounds + 1):
         for measure in chosen:
+            if reason := measure.missing():
+                yield {"round": number, **measure.head, "missing": reason}
+                continue
             yield {"round": number, **measure_ours(measure, quick=quick)}
             for run in run_peers.RUNS if peers else ():
                 if run.workload in measure.peers:
@@ -149,12 +164,11 @@ def session(
 
 def measure_ours(measure: Measure, *, quick: bool) -> dict[str, Any]:
     """Run one of our scripts; a failure is a line with an `error`."""
-    head = {"script": measure.script or measure.row, "workload": measure.workload, "ours": True}
     try:
         argv = [*measure.argv, *(measure.quick if quick else ())]
-        return {**running.line_of(argv, measure.deadline_s, GRACE_S), **head}
+        return {**running.line_of(argv, measure.deadline_s, GRACE_S), **measure.head}
     except running.RunError as exc:
-        return {**head, "error": str(exc)}
+        return {**measure.head, "error": str(exc)}
 
 
 def measure_peer(run: run_peers.Run, no_venv: str) -> dict[str, Any]:
@@ -176,6 +190,7 @@ def _show(lines: Sequence[dict[str, Any]]) -> None:
         report.failures(results),
         report.comparison(results),
         report.costs(results, results.facts["cores"]),
+        report.batch(results),
     )
     sys.stdout.write("\n\n".join(part for part in parts if part) + "\n")
     sys.stdout.flush()
@@ -185,7 +200,7 @@ def _tell(line: dict[str, Any], seconds: float) -> None:
     """Say on standard error how a run went."""
     number = next((f"{key} {line[key]:,.4g}" for key in _HEADLINES if key in line), "")
     name = report.PEERS.get(line["script"], "pilot")
-    said = f"failed: {line['error']}" if "error" in line else number
+    said = f"failed: {line['error']}" if "error" in line else line.get("missing", number)
     sys.stderr.write(f"{seconds:6.0f} s  round {line['round']}  {line['workload']:14} {name:20} {said}\n")
     sys.stderr.flush()
 
@@ -258,6 +273,8 @@ def _add_versions(lines: Sequence[dict[str, Any]]) -> None:
     for line in lines[1:]:
         if line["ours"] and "mongod" in line:
             lines[0]["facts"] |= {"MongoDB": line["mongod"], "MPI": line["mpi"]}
+        if "slurm" in line:
+            lines[0]["facts"] |= {"Slurm": line["slurm"]}
 
 
 if __name__ == "__main__":

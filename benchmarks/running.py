@@ -66,12 +66,16 @@ def _run(argv: Sequence[str], folder: Path, deadline_s: float, grace_s: float) -
         try:
             code = program.wait(deadline_s)
         except subprocess.TimeoutExpired:
-            shared = _shared_memory(_members(program.pid, folder))
-            program.terminate()  # the script still ends its own helpers
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                program.wait(grace_s)
+            pass
         finally:
-            _kill_rest(program, folder, shared)
+            try:
+                if code is None:  # its deadline, or somebody ends us: the script still ends its own helpers
+                    shared = _shared_memory(_members(program.pid, folder))
+                    program.terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        program.wait(grace_s)
+            finally:
+                _kill_rest(program, folder, shared)
     return code, output.read_text(errors="replace"), errors.read_text(errors="replace")
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from benchmarks import report, running
-from benchmarks.peers import _mixed
+from benchmarks.peers import _mixed, _slurm
 from tests.conftest import need
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -137,12 +137,80 @@ def test_every_peer_has_its_script_its_name_and_a_place_in_the_table(monkeypatch
     monkeypatch.syspath_prepend(str(BENCHMARKS))  # its modules find each other as those of a program do
     run_peers = importlib.import_module("run_peers")
     compared = {workload for _, _, workloads, _, _ in report.COMPARED for workload in workloads}
+    compared |= {workload for _, (_, workload) in report.BATCH}
     for run in run_peers.RUNS:
         assert (BENCHMARKS / "peers" / f"{run.peer}.py").exists()
         assert run.peer in report.PEERS
         assert run.workload in compared
     for venv in {"peers", *run_peers.OWN_VENV.values()}:
         assert (BENCHMARKS / f"requirements-{venv}.txt").exists()
+
+
+def test_row_that_cannot_be_measured_here_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    run = importlib.import_module("run")
+    row = run.Measure("slurm", "slurm-pilot", (), 1, script="slurm_pilot", missing=lambda: "not root")
+    (found,) = run.session([row], [], 1, quick=True, peers=False)
+    assert (found["script"], found["workload"], found["missing"]) == ("slurm_pilot", "slurm-pilot", "not root")
+    assert report.batch(report.Results([found])) == "Not measured: not root."
+    assert report.failures(report.Results([found])) == ""
+
+
+def test_row_measured_apart_replaces_its_runs_and_says_so() -> None:
+    before = [{"facts": {"date": "Monday", "cores": 2}}, noop(1.0), noop(2.0), parsl(3.0)]
+    now = [{"facts": {"date": "Tuesday", "cores": 2, "load average": "0.5", "pilot": "0.2"}}, noop(4.0)]
+    facts, *lines = report.merged(before, now, "noop")
+    assert lines == [parsl(3.0), noop(4.0)]
+    told = "date Tuesday; load average 0.5; pilot 0.2"
+    assert facts == {"facts": {"date": "Monday", "cores": 2, "`noop`, measured apart": told}}
+
+
+# -- the load of a batch system --------------------------------------------------------------------
+
+SDIAG = """\
+DBD Agent queue size: {queued}
+
+Remote Procedure Call statistics by message type
+	REQUEST_SUBMIT_BATCH_JOB                ( 4003) count:564    ave_time:2361   total_time:1332025
+	MESSAGE_EPILOG_COMPLETE                 ( 6012) count:60     ave_time:513    total_time:30822
+	REQUEST_STATS_INFO                      ( 2035) count:2      ave_time:231    total_time:463
+
+Remote Procedure Call statistics by user
+	root            (       0) count:1158   ave_time:2470   total_time:2861326
+"""
+
+
+def test_requests_are_those_by_type_without_its_own() -> None:
+    assert _slurm.requests(SDIAG) == {"REQUEST_SUBMIT_BATCH_JOB": 564, "MESSAGE_EPILOG_COMPLETE": 60}
+    with pytest.raises(_slurm.SlurmError, match="does not count"):
+        _slurm.requests("Server thread count: 3")
+
+
+def test_database_is_told_everything_when_nothing_is_queued() -> None:
+    assert _slurm.settled(SDIAG.format(queued=0))
+    assert not _slurm.settled(SDIAG.format(queued=10))
+
+
+def batch_lines() -> list[dict[str, Any]]:
+    load = {"tasks": 1000, "controllers_cpu_s": 1.25}
+    pilot = {"rate_per_s": 250.0, "start_s": 3.0, "up_rate_per_s": 1500.0}
+    return [
+        line("slurm_jobs", "slurm-sbatch", rate_per_s=20.0, requests=2100, rows=2000, **load),
+        line("slurm_jobs", "slurm-array", error="it failed"),
+        line("slurm_pilot", "slurm-pilot", requests=10, rows=3, **pilot, **load),
+    ]
+
+
+def test_ways_to_run_commands_on_a_batch_system_stand_side_by_side() -> None:
+    head, _, jobs, array, ours = report.batch(report.Results(batch_lines())).splitlines()
+    assert head.startswith("| 1,000 × `/bin/true` as |")
+    assert jobs == "| one `sbatch` each | 20/s | 1.00 × | – | – | 2,100 | 2,000 | 1.25 s |"
+    assert array.startswith("| a job array | failed: it failed |")
+    assert ours == "| tasks of one pilot | 250/s | 12.50 × | 3.00 s | 1,500/s | 10 | 3 | 1.25 s |"
+
+
+def test_batch_system_that_was_left_out_is_said_to_be() -> None:
+    assert report.batch(report.Results([])) == "Not measured: left out of this session."
 
 
 # -- the page ---------------------------------------------------------------------------------------
@@ -177,7 +245,8 @@ def test_page_has_every_table_and_no_place_left(session: list[dict[str, Any]]) -
 
 def test_tables_are_rectangular(session: list[dict[str, Any]]) -> None:
     results = report.Results(session)
-    for text in (report.promises(results), report.comparison(results), report.costs(results, 2)):
+    batch = report.batch(report.Results(batch_lines()))
+    for text in (report.promises(results), report.comparison(results), report.costs(results, 2), batch):
         cells = [row.replace("\\|", "").count("|") for row in text.splitlines()]
         assert len(set(cells)) == 1, text
 

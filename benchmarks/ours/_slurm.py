@@ -1,0 +1,1 @@
+../peers/_slurm.py
