@@ -73,9 +73,13 @@ class _Record:
         return not self.pid or self.host == socket.gethostname() or self.boot == _boot_id() != ""
 
     @property
-    def reachable(self) -> str | None:
-        """Return an address under which other machines find it."""
-        return next((address for address in self.addresses if address not in (LOOPBACK, "::1")), None)
+    def open(self) -> list[str]:
+        """Return the addresses under which other machines may find it."""
+        return [address for address in self.addresses if address not in (LOOPBACK, "::1")]
+
+    def answering(self) -> str | None:
+        """Return the first of them at which it answers this machine."""
+        return next((address for address in self.open if not silent(address, self.port)), None)
 
 
 class LocalServer:
@@ -112,6 +116,8 @@ class LocalServer:
         process = self._ready(record)
         if process is None:
             raise ServerError(f"the store in {self._directory} does not run; start it with `pilot store start`")
+        if silent(LOOPBACK, process.port):  # a container, or a network of its own, on the same machine
+            return self._remote_uri(record)
         return self._uri(LOOPBACK, process.port)
 
     def start(self, deadline_s: float = 60.0) -> str:
@@ -165,10 +171,7 @@ class LocalServer:
         """
         record = self._read()
         process = mongod.running(self._db) if record.here else None
-        if record.here:
-            up = self._ready(record) is not None
-        else:
-            up = record.reachable is not None and not silent(record.reachable, record.port)
+        up = self._ready(record) is not None if record.here else record.answering() is not None
         since = datetime.fromisoformat(record.started) if record.started and (up or not record.here) else None
         return ServerStatus(
             running=up,
@@ -197,8 +200,8 @@ class LocalServer:
             self.uri()
             return False
         self.stop(deadline_s)
-        before = _own(record.addresses)
-        LocalServer(self._directory, addresses=[*before, address], cache_gb=self._cache_gb).start(deadline_s)
+        addresses = [address, *_own(record.addresses)]  # others look at the latest first
+        LocalServer(self._directory, addresses=addresses, cache_gb=self._cache_gb).start(deadline_s)
         return True
 
     # -- inside of a pilot ------------------------------------------------------------------------
@@ -397,21 +400,18 @@ class LocalServer:
         return f"mongodb://{_USER}:{password}@{host}:{port}/?authSource=admin&directConnection=true"
 
     def _remote_uri(self, record: _Record) -> str:
-        address = record.reachable
-        if address is None or silent(address, record.port):
+        address = record.answering()
+        if address is None:
             raise ServerError(self._elsewhere(record))
         return self._uri(address, record.port)
 
     def _elsewhere(self, record: _Record) -> str:
-        address = record.reachable
-        silence = silent(address, record.port) if address else ""
+        places = ", ".join(f"{one}:{record.port} ({silent(one, record.port)})" for one in record.open)
         found = (
-            f"does not answer there, at {address}:{record.port} ({silence})"
-            if address
-            else (
-                "listens only to that host itself (`pilot store start --interface NAME` there changes that, "
-                "`pilot up --store-in-pilot` does without)"
-            )
+            f"does not answer there, at {places}"
+            if places
+            else "listens only to that host itself (`pilot store start --interface NAME` there changes that, "
+            "`pilot up --store-in-pilot` does without)"
         )
         if record.moved:
             return (
