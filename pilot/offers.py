@@ -61,10 +61,12 @@ def over(needs: Resources, site: Site) -> str:
 
 def _usual(needs: Resources, site: Site) -> str:
     """Return why the pilot that the site's file describes could not run it; "" if it could, or if nobody knows."""
-    if site.slots is None and site.name != "local":
+    apart = needs.program and site.launcher.programs_beside_pool != "share"
+    if site.slots is None and site.name != "local" and not apart:
         return ""
     pilot: Sequence[tuple[str, int, int]] = [("", usual_slots(site, site.cores_per_slot), site.node.gpus)]
-    return Layout.from_document({"nodes": pilot, "slot_cores": site.cores_per_slot}).why_never(needs.key)
+    told = {"nodes": pilot, "slot_cores": site.cores_per_slot, "programs": {"nodes": ()} if apart else None}
+    return Layout.from_document(told).why_never(needs.key)
 
 
 def usual_slots(site: Site, slot_cores: int) -> int:

@@ -36,7 +36,9 @@ class Block(NamedTuple):
     env: Mapping[str, str] = {}
     """What the launcher needs to know of that job."""
     of: int = 1
-    """How many blocks the pilot has."""
+    """Over how many of the pilot's blocks its job steps are divided."""
+    program_hosts: tuple[str, ...] = ()
+    """Its program nodes, which have no ranks of the pool."""
 
 
 def host_lines(settings: PilotSettings, hosts: Sequence[str]) -> list[str]:
@@ -72,7 +74,7 @@ class PoolProcess:
         slots = s.slots * max(1, len(hosts))
         told = {
             "settings": asdict(s), "launch": self.launch, "control": str(self.control), "slots": slots,
-            "job": self._block.job,
+            "job": self._block.job, "program_hosts": self._block.program_hosts,
             "steps_max": None if s.steps_max is None else max(1, s.steps_max // self._block.of),
         }  # fmt: skip
         self._config.write_text(json.dumps(told) + "\n")

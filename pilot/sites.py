@@ -131,8 +131,8 @@ class Launcher(_Part):
     block_nodes: int = Field(default=64, ge=1, description="most nodes of one pool; a pilot of more has several")
     programs_beside_pool: Literal["share", "whole_node_free", "no"] = Field(
         default="share",
-        description="whether MPI programs of tasks start on the nodes of a pool: `share`; `whole_node_free`: only on "
-        "nodes where no pool runs; `no`: not at all",
+        description="whether MPI programs of tasks start on the nodes of a pool: `share`; `no`: only on program nodes, "
+        "where no pool runs; `whole_node_free`: there, and each has its nodes for itself",
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -51,6 +50,10 @@ _WIDE = 100
 @click.option("--idle", callback=duration, metavar="T", help="End after so long without work.")
 @click.option("--site", help="Which machine it is, or a site file; default: the project's.")
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Nodes, where there is a batch system; default: 1.")
+@click.option(
+    "--program-nodes", type=click.IntRange(0), default=0, metavar="N",
+    help="So many of the nodes are for MPI programs only, where these cannot start beside a pool; default: none.",
+)  # fmt: skip
 @click.option("--queue", metavar="Q", help="Partition or queue; default: the site file's.")
 @click.option("--account", metavar="A", help="What it is charged to; default: the site file's.")
 @click.option(
@@ -59,7 +62,7 @@ _WIDE = 100
 @json_option
 def up(
     slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None, site: str | None,
-    nodes: int | None, queue: str | None, account: str | None, timeout: float, as_json: bool,
+    nodes: int | None, program_nodes: int, queue: str | None, account: str | None, timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Start a pilot: on this machine, or where its site has a batch system.
 
@@ -69,14 +72,15 @@ def up(
     with opened() as project:
         machine = load_site(site or project.config.site)
         if machine.batch is not None:
-            settings = allocation.pilot_settings(project.config, machine, slots, cores_per_slot, walltime, idle)
-            settings = replace(settings, nodes=nodes or 1)
+            settings = allocation.pilot_settings(
+                project.config, machine, slots, cores_per_slot, walltime, idle, nodes or 1, program_nodes
+            )
             job = allocation.submit(project.store, project.config, machine, settings, queue or "", account or "")
             _say_queued(settings, job, as_json)
             return
-        if nodes or queue or account:
+        if nodes or program_nodes or queue or account:
             raise click.UsageError(
-                f"site {machine.name!r} has no batch system: --nodes, --queue, --account mean nothing"
+                f"site {machine.name!r} has no batch system: --nodes, --program-nodes, --queue, --account mean nothing"
             )
         pilot = launch.start(
             project.config, site=site, slots=slots, slot_cores=cores_per_slot, walltime_s=walltime, idle_s=idle
@@ -102,15 +106,16 @@ def up(
 
 
 def _say_queued(settings: PilotSettings, job: str, as_json: bool) -> None:
-    each, nodes = settings.slots, settings.nodes
+    each, nodes, apart = settings.slots, settings.pool_nodes, settings.program_nodes
     if as_json:
         emit(
-            {"pilot": settings.pilot, "job": job, "nodes": nodes, "slots": each * nodes,
-             "cores_per_slot": settings.slot_cores}
+            {"pilot": settings.pilot, "job": job, "nodes": settings.nodes, "program_nodes": apart,
+             "slots": each * nodes, "cores_per_slot": settings.slot_cores}
         )  # fmt: skip
         return
     out = console()
     size = f"{text.count(nodes, 'node')} with {text.count(each, 'slot')}{' each' if nodes > 1 else ''}"
+    size += f" and {text.count(apart, 'program node')}" if apart else ""
     out.print(
         f"pilot [bold]{settings.pilot}[/] is in the queue as job {escaped(job)}: {size}, "
         f"for {text.span(settings.walltime_s or 0)}"
