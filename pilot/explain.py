@@ -140,7 +140,7 @@ def _ready(facts: Facts) -> list[str]:
     willing = [pilot for pilot in alive if not refusals[pilot.id]]
     lines += [f"pilot {name} cannot run it: {why}" for name, why in refusals.items() if why]
     if not willing:
-        return [*lines, f"start a pilot that can: `{_up_for(needs)}`"]
+        return [*lines, f"start a pilot that can: `{_up_for(needs, alive)}`"]
     busy, slots = sum(pilot.busy for pilot in willing), sum(pilot.slots for pilot in willing)
     names = _some([pilot.id for pilot in willing])
     queue = f"{facts.before:,} ready tasks of higher priority come first, {facts.beside:,} are of the same"
@@ -177,16 +177,19 @@ def _leased(facts: Facts) -> list[str]:
 
 def _for_room(task: Document, pool: Document, before: int) -> str:
     """Say what a wide task that is leased waits for."""
-    words = f"it asks for {asked(Resources.from_key(task['class']))}, and {pool.get('busy', 0)} of "
-    words += f"{pool.get('slots', 0)} slots are busy"
+    needs = Resources.from_key(task["class"])
+    what, busy, total = "slots", pool.get("busy", 0), pool.get("slots", 0)
+    if needs.program and pool.get("programs"):
+        what, busy, total = "program nodes", pool.get("program_nodes_busy", 0), len(pool["programs"]["nodes"])
+    words = f"it asks for {asked(needs)}, and {busy} of {total} {what} are busy"
     kept = pool.get("kept")
     if task["_id"] in pool.get("stepless", ()):
         words += "; all job steps that the site lets a pilot have at a time (max_concurrent_steps) are taken"
     if kept and kept["class"] == task["class"] and not before:
         at = "" if kept["in_s"] is None else f", all free in {_span(kept['in_s'])} at the latest"
-        return f"{words}; {kept['slots']} slots are kept free for it{at}"
+        return f"{words}; {_slots(kept['slots'])} kept free for it{at}"
     if kept:
-        return f"{words}; {kept['slots']} slots are kept free for a task of class {kept['class']}, which comes first"
+        return f"{words}; {_slots(kept['slots'])} kept free for a task of class {kept['class']}, which comes first"
     ahead = "1 wide task of that pool comes" if before == 1 else f"{before} wide tasks of that pool come"
     return f"{words}; {ahead} before it" if before else f"{words}; it is the next"
 
@@ -274,19 +277,29 @@ def held_up(classes: Mapping[str, int], fleet: Sequence[Pilot]) -> list[str]:
         needs = Resources.from_key(name)
         refusals = [refusal(needs, pilot) for pilot in fleet if pilot.slots]
         if all(refusals):
-            lines.append(f"{_tasks(count)} ready that no pilot takes: {refusals[0]}; start one with `{_up_for(needs)}`")
+            lines.append(
+                f"{_tasks(count)} ready that no pilot takes: {refusals[0]}; start one with `{_up_for(needs, fleet)}`"
+            )
     return lines
 
 
-def _up_for(needs: Resources) -> str:
+def _up_for(needs: Resources, fleet: Sequence[Pilot] = ()) -> str:
+    """Return how to start a pilot for these needs, at a site like that of those which are up."""
     words = ["pilot up"]
-    if needs.size > 1:
+    apart = [options for pilot in fleet for layout in pilot.layouts if (options := layout.program_options(needs.key))]
+    if apart:
+        words.append(apart[0])
+    elif needs.size > 1:
         words.append(f"--slots {needs.size}")
     if needs.cores > 1:
         words.append(f"--cores-per-slot {needs.cores}")
     if needs.walltime_s is not None:
         words.append(f"--walltime {max(1, round(needs.walltime_s * 2 / 60))}m")
     return " ".join(words)
+
+
+def _slots(count: int) -> str:
+    return "1 slot is" if count == 1 else f"{count:,} slots are"
 
 
 def _tasks(count: int) -> str:

@@ -87,19 +87,21 @@ class Layout:
         why = self._never.get(key)
         if why is None:
             home = self.home(key)
-            home = self.home(key)
             why = Board(home.nodes).why_never(home.shape(key)) if home.nodes else "needs program nodes, here are none"
             if why and home is not self:
-                why = f"{why}; its site starts MPI programs on nodes without a pool only: `{self.program_nodes(key)}`"
+                options = self.program_options(key)
+                why = f"{why}; this site starts MPI programs on nodes without a pool only: `pilot up {options}`"
             self._never[key] = why
         return why
 
-    def program_nodes(self, key: str) -> str:
-        """Return the options of `pilot up` with which a task of this class has the program nodes that it needs.
+    def program_options(self, key: str) -> str:
+        """Return the options by which a pilot like this one has the program nodes that a class needs; "" if none.
 
         Raises:
             InvalidInput: `key` names no class.
         """
+        if self.home(key) is self:
+            return ""
         count = least_nodes(self.shape(key), self.nodes[0])
         return f"--nodes {count + 1} --program-nodes {count}"
 
