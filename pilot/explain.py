@@ -82,6 +82,8 @@ class Facts:
     pool: Document | None = None
     """The pool under whose token it is leased."""
     attempts: Sequence[Attempt] = ()
+    usual: Layout | None = None
+    """Of a pilot that the project's site starts by itself; None: nobody has looked."""
 
 
 # -- conclusions ----------------------------------------------------------------------------------
@@ -127,20 +129,21 @@ def _waiting(facts: Facts) -> list[str]:
 def _ready(facts: Facts) -> list[str]:
     up = [pilot for pilot in facts.pilots if pilot.slots]
     needs = Resources.from_key(facts.task["class"])
+    usual = () if facts.usual is None else (facts.usual,)
     if not facts.pilots:
-        return [f"it is ready, and no pilot is up: start one with `{_up_for(needs)}`"]
+        return [f"it is ready, and no pilot is up: start one with `{_up_for(needs, usual)}`"]
     lines = [_stale(pilot) for pilot in facts.pilots if pilot.heartbeat_s > HEARTBEAT_OLD_S]
     alive = [pilot for pilot in up if pilot.heartbeat_s <= HEARTBEAT_OLD_S]
     if not alive:
         starting = [pilot.id for pilot in facts.pilots if not pilot.slots and pilot.heartbeat_s <= HEARTBEAT_OLD_S]
         if starting:
             return [*lines, f"it is ready; pilot {_some(starting)} is up, but its pool is not yet"]
-        return [*lines, f"no other pilot is up: start one with `{_up_for(needs)}`"]
+        return [*lines, f"no other pilot is up: start one with `{_up_for(needs, usual)}`"]
     refusals = {pilot.id: refusal(needs, pilot) for pilot in alive}
     willing = [pilot for pilot in alive if not refusals[pilot.id]]
     lines += [f"pilot {name} cannot run it: {why}" for name, why in refusals.items() if why]
     if not willing:
-        return [*lines, f"start a pilot that can: `{_up_for(needs, alive)}`"]
+        return [*lines, f"start a pilot that can: `{_up_for(needs, usual or _layouts(alive))}`"]
     busy, slots = sum(pilot.busy for pilot in willing), sum(pilot.slots for pilot in willing)
     names = _some([pilot.id for pilot in willing])
     queue = f"{facts.before:,} ready tasks of higher priority come first, {facts.beside:,} are of the same"
@@ -277,16 +280,19 @@ def held_up(classes: Mapping[str, int], fleet: Sequence[Pilot]) -> list[str]:
         needs = Resources.from_key(name)
         refusals = [refusal(needs, pilot) for pilot in fleet if pilot.slots]
         if all(refusals):
-            lines.append(
-                f"{_tasks(count)} ready that no pilot takes: {refusals[0]}; start one with `{_up_for(needs, fleet)}`"
-            )
+            up = _up_for(needs, _layouts(fleet))
+            lines.append(f"{_tasks(count)} ready that no pilot takes: {refusals[0]}; start one with `{up}`")
     return lines
 
 
-def _up_for(needs: Resources, fleet: Sequence[Pilot] = ()) -> str:
-    """Return how to start a pilot for these needs, at a site like that of those which are up."""
+def _layouts(fleet: Sequence[Pilot]) -> list[Layout]:
+    return [layout for pilot in fleet for layout in pilot.layouts]
+
+
+def _up_for(needs: Resources, like: Sequence[Layout]) -> str:
+    """Return how to start a pilot for these needs at a site that has such pools."""
     words = ["pilot up"]
-    apart = [options for pilot in fleet for layout in pilot.layouts if (options := layout.program_options(needs.key))]
+    apart = [options for layout in like if (options := layout.program_options(needs.key))]
     if apart:
         words.append(apart[0])
     elif needs.size > 1:

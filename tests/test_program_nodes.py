@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import pilot
 from pilot import define
@@ -19,11 +20,12 @@ from pilot.errors import InvalidInput, NotOffered
 from pilot.executors.run.verdict import Item
 from pilot.explain import Facts, Pilot, reasons
 from pilot.layout import Layout, program_nodes_of
+from pilot.offers import usual_layout
 from pilot.pool_keeper import divided
 from pilot.pool_process import Block
 from pilot.prepare import Held
 from pilot.resources import Resources
-from pilot.sites import Site, launchers
+from pilot.sites import Launcher, Site, launchers
 from pilot.store import pilots
 from pilot.wide import Started, Wide
 from tests import pilot_tasks, wide_tasks
@@ -109,9 +111,15 @@ def test_which_program_nodes_are_refused() -> None:
     assert (settings.nodes, settings.pool_nodes, settings.programs_beside_pool) == (3, 1, "no")
 
 
-def site(beside: str, name: str = "slurm") -> Site:
-    found = load_site(name)
+def site(beside: str) -> Site:
+    found = load_site("slurm")
     return found.model_copy(update={"launcher": found.launcher.model_copy(update={"programs_beside_pool": beside})})
+
+
+def test_an_unquoted_no_is_the_word() -> None:
+    assert Launcher.model_validate(yaml.safe_load("{command: [srun], programs_beside_pool: no}")) == Launcher(
+        command=("srun",), programs_beside_pool="no"
+    )
 
 
 # -- who runs where ---------------------------------------------------------------------------------
@@ -201,6 +209,12 @@ def test_why_a_pool_never_runs_a_program() -> None:
     assert ready == [
         f"pilot p1 cannot run it: {words}", "start a pilot that can: `pilot up --nodes 3 --program-nodes 2`"
     ]  # fmt: skip
+
+
+def test_which_pilot_would_run_a_program_while_none_is_up() -> None:
+    ready = {"_id": "t-0", "state": "ready", "class": "c1r6x", "attempt": 0}
+    for beside, options in (("no", "--nodes 3 --program-nodes 2"), ("share", "--slots 6")):
+        assert f"`pilot up {options}`" in reasons(Facts(ready, 1.0, usual=usual_layout(site(beside))))[0]
 
 
 def test_what_a_program_waits_for() -> None:
