@@ -31,7 +31,7 @@ from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
 from pilot.model import new_token
-from pilot.pool_keeper import PoolKeeper, blocks_of
+from pilot.pool_keeper import PoolKeeper, divided
 from pilot.pool_process import PoolProcess
 from pilot.reach import address_for
 from pilot.settings import PilotSettings, trouble_file
@@ -75,10 +75,9 @@ class Agent:
         self._folder = config.pilot_folder(settings.pilot)
         earlier = len(list(self._folder.glob("pool-*.json")))  # those of an earlier agent keep their numbers
         numbers = itertools.count(earlier + 1)
-        parts = blocks_of(block.hosts, settings.block_nodes)
         self._keepers = [
-            PoolKeeper(settings, block._replace(hosts=hosts, of=len(parts)), self._folder, numbers, self._down)
-            for hosts in parts
+            PoolKeeper(settings, part, self._folder, numbers, self._down)
+            for part in divided(block, settings.block_nodes, settings.program_nodes)
         ]
         self._pools_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)
         self._pilots_watch: lifecycle.Watch[str] = lifecycle.Watch(settings.ttl_s)

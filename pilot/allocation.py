@@ -48,6 +48,8 @@ def pilot_settings(
     slot_cores: int | None = None,
     walltime_s: float | None = None,
     idle_s: float | None = None,
+    nodes: int = 1,
+    program_nodes: int = 0,
 ) -> PilotSettings:
     """Return what a new pilot is told.
 
@@ -58,17 +60,33 @@ def pilot_settings(
         slot_cores: cores of each; None: the site's number.
         walltime_s: end the pilot after so long.
         idle_s: end it after so long without work.
+        nodes: of its batch job.
+        program_nodes: so many of them are kept for MPI programs.
+
+    Raises:
+        InvalidInput: the site starts MPI programs beside its pools, or no node is left for a pool.
     """
+    beside = site.launcher.programs_beside_pool
+    if program_nodes and beside == "share":
+        raise InvalidInput(
+            f"program nodes {program_nodes}: site {site.name!r} starts MPI programs on the nodes of its pools "
+            "(launcher.programs_beside_pool is 'share'); leave --program-nodes out"
+        )
+    if program_nodes >= nodes:
+        raise InvalidInput(
+            f"program nodes {program_nodes} of {nodes}: a pool, which starts the programs, needs a node too; "
+            f"ask for more, `--nodes {program_nodes + 1}`"
+        )
     slot_cores = slot_cores or site.cores_per_slot
     settings = PilotSettings(
         str(config.root) if config else "", new_pilot_id(), site.name, site.launcher.command,
-        slots or usual_slots(site, slot_cores), slot_cores, batch=site.batch.system if site.batch else "",
+        slots or usual_slots(site, slot_cores), slot_cores, nodes, batch=site.batch.system if site.batch else "",
         requeue=bool(site.batch and site.batch.requeue),
         store_in_pilot=bool(site.batch and config and config.embedded and site.reach.in_pilot),
-        interfaces=site.reach.interfaces,
-        walltime_s=walltime_s, idle_s=idle_s,
+        interfaces=site.reach.interfaces, walltime_s=walltime_s, idle_s=idle_s,
         host_line=site.launcher.host_line, line_per_rank=site.launcher.line_per_rank, launcher_env=site.launcher.env,
         one_node=site.launcher.one_node, block_nodes=site.launcher.block_nodes,
+        programs_beside_pool=beside, program_nodes=program_nodes,
         pretend_nodes=site.pretend_nodes, gpus=site.node.gpu_ids, cpu_order=site.node.cpu_order or (),
         steps_max=site.max_concurrent_steps, one_node_steps="always" in site.steps, launchers=launchers(site),
     )  # fmt: skip
@@ -110,7 +128,7 @@ def request_of(site: Site, settings: PilotSettings, queue: str = "", account: st
         warn_s=math.ceil(min(settings.drain_s + WARNING_S, settings.walltime_s / 2)),
         queue=queue, queue_option=batch.queue_option, account=account, account_option=batch.account_option,
         options=_options(batch, site.node, settings.nodes, queue, account), requeue=settings.requeue,
-        smaller=settings.nodes > settings.block_nodes,
+        smaller=settings.pool_nodes > settings.block_nodes,
     )  # fmt: skip
 
 
@@ -135,8 +153,8 @@ def batch_script(batch: Batch, request: Request, argv: Sequence[str]) -> str:
 def ask_for(store: Store, config: ProjectConfig, settings: PilotSettings, scaler: bool = False) -> None:
     """Write that a pilot is asked for; `scaler`: by one, not by a person."""
     fields = {
-        "site": settings.site, "batch": settings.batch, "nodes": settings.nodes,
-        "slots": settings.slots * settings.nodes, "slot_cores": settings.slot_cores, "ttl_s": settings.ttl_s,
+        "site": settings.site, "batch": settings.batch, "nodes": settings.pool_nodes,
+        "slots": settings.slots * settings.pool_nodes, "slot_cores": settings.slot_cores, "ttl_s": settings.ttl_s,
         "folder": str(config.pilot_folder(settings.pilot)), "walltime_s": settings.walltime_s,
     }  # fmt: skip
     pilots.ask_for(store, settings.pilot, {**fields, "scaler": True} if scaler else fields)

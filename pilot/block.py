@@ -26,7 +26,9 @@ class Block(NamedTuple):
     env: Mapping[str, str] = {}
     """What the launcher needs to know of that job."""
     of: int = 1
-    """How many blocks the pilot has."""
+    """Over how many of the pilot's blocks its job steps are divided."""
+    program_hosts: tuple[str, ...] = ()
+    """Its program nodes, which have no ranks of the pool."""
 
 
 def allocated(settings: PilotSettings) -> tuple[Block, PilotSettings]:

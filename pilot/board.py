@@ -64,6 +64,12 @@ def shape_of(resources: Resources, slot_cores: int, slot_memory: int | None) -> 
     )
 
 
+def least_nodes(shape: Shape, node: Node) -> int:
+    """Return on how many nodes like this one a task fits, if on any number."""
+    each = Room(len(node.slots), (GPU,) * node.gpus, True).ranks(shape)
+    return shape.nodes or (1 if shape.layout == "near" else -(-shape.ranks // (shape.per_node or max(1, each))))
+
+
 class Spot(NamedTuple):
     """The place of one rank."""
 

@@ -21,9 +21,9 @@ from pilot.executors.pool.signals import Flags
 from pilot.executors.pool.slots import Slots
 from pilot.executors.run.handle import Finished
 from pilot.executors.run.wire import pack_work, unpack_work
-from pilot.layout import Layout, Seen, layout_of
+from pilot.layout import Layout, Seen, layout_of, program_nodes_of
 from pilot.leasing import Leaser
-from pilot.model import Placement, new_token
+from pilot.model import new_token
 from pilot.prepare import Held, Preparer
 from pilot.settings import PoolSettings, Wish, ranks_file, recycle_file
 from pilot.states import Outcome, PilotState, PoolState
@@ -32,7 +32,7 @@ from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 from pilot.store.spool import Spool
 from pilot.suspects import Journal
-from pilot.wide import Wide
+from pilot.wide import Started, Wide
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,9 @@ class Coordinator:
         Raises:
             PilotError: the pool cannot go on; the agent replays what it spooled and returns its leases.
         """
-        self._layout = layout_of(seen(slots), self._settings.slot_cores, self._settings.gpus, self._settings.cpu_order)
+        told = self._settings
+        self._layout = layout_of(seen(slots), told.slot_cores, told.gpus, told.cpu_order)
+        self._layout.programs = program_nodes_of(self._layout, told.programs_beside_pool, told.program_hosts)
         for rank, cpus in self._layout.cpus.items():
             slots.bind(rank, cpus)
         while self._run_token(slots, new_token(16)):
@@ -226,24 +228,25 @@ class Coordinator:
         self._wide.add([leaser.wide.popleft() for _ in range(len(leaser.wide))])
         if late := self._wide.late(time.time()):
             self._give_back(leaser, late)
-        for held, spots in self._wide.start(time.time(), leaser.ready):
-            self._begin(slots, held, self._layout.placement(spots))
+        for started in self._wide.start(time.time(), leaser.ready):
+            self._begin(slots, started)
         reserved = self._wide.reserved
         for rank in reserved.slots - self._asked_back if reserved else ():
             if len(slots.in_hand(rank)) > 1:
                 self._asked_back.add(rank)
                 slots.recall(rank)
 
-    def _begin(self, slots: Slots, held: Held, place: Placement) -> None:
+    def _begin(self, slots: Slots, started: Started) -> None:
         """Dispatch a wide task to the slots that were chosen for it, which hold nothing."""
+        held, spots, place = started
         work = unpack_work(held.item.frame)._replace(place=place)
         item = held.item._replace(frame=pack_work(work))
         self._held[item.key] = held._replace(item=item, place=place)
         if work.ranks is None or held.program:
-            slots.dispatch(place.ranks[0].slots[0], [item])
+            slots.dispatch(spots[0].slots[0], [item])
         else:
             self._journal.began(item.key)
-            slots.begin(item, [rank.slots[0] for rank in place.ranks])
+            slots.begin(item, [spot.slots[0] for spot in spots])
 
     def _feed(self, slots: Slots, leaser: Leaser, committer: Committer) -> None:
         """Give waiting narrow attempts to slots, ask for more, and even out when some slots are idle."""

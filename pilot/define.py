@@ -42,8 +42,8 @@ _RESOURCE_NAMES = frozenset(
 _OPTION_NAMES = _RESOURCE_NAMES | {"retries", "priority", "tags", "fresh", "gather", "name"}
 
 
-def _options(**given: Any) -> Options:
-    """Check what a user wrote.
+def _options(program: bool = False, /, **given: Any) -> Options:
+    """Check what a user wrote, for a program to be started or for a function.
 
     Raises:
         InvalidInput: an unknown option, a bad duration, a negative resource …; the message names it.
@@ -59,7 +59,7 @@ def _options(**given: Any) -> Options:
         raise InvalidInput(f"retries {retries!r} is not a whole number of at least 0")
     if not isinstance(priority, int) or abs(priority) > PRIORITY_MAX:
         raise InvalidInput(f"priority {priority!r} is not a whole number from -{PRIORITY_MAX} to {PRIORITY_MAX}")
-    resources = Resources.of(**{name: given[name] for name in _RESOURCE_NAMES & given.keys()})
+    resources = Resources.of(program=program, **{name: given[name] for name in _RESOURCE_NAMES & given.keys()})
     fresh, gather = bool(given.get("fresh", False)), bool(given.get("gather", False))
     if gather and resources.ranks is None:
         raise InvalidInput("gather=True keeps the result of every rank, and this task has none; add e.g. ranks=4")
@@ -275,4 +275,4 @@ def command(
     if options.get("gather"):
         raise InvalidInput("gather=True is for functions; name the files that a command's ranks write in outputs")
     made = Command(words, shell, cwd, dict(env or {}), files, dict(outputs or {}), stdout)
-    return CommandTask(made, dict(inputs or {}), _options(**options))
+    return CommandTask(made, dict(inputs or {}), _options(True, **options))

@@ -84,6 +84,8 @@ class Facts:
     attempts: Sequence[Attempt] = ()
     queued: Sequence[str] = ()
     """Of each pilot that is not up yet, what it waits for."""
+    usual: Layout | None = None
+    """Of a pilot that the project's site starts by itself; None: nobody has looked."""
 
 
 # -- conclusions ----------------------------------------------------------------------------------
@@ -131,22 +133,23 @@ def _ready(facts: Facts) -> list[str]:
     needs = Resources.from_key(facts.task["class"])
     if not facts.pilots and facts.queued:
         return ["it is ready, and no pilot is up yet", *facts.queued]
+    usual = () if facts.usual is None else (facts.usual,)
     if not facts.pilots:
-        return [f"it is ready, and no pilot is up: start one with `{_up_for(needs)}`"]
+        return [f"it is ready, and no pilot is up: start one with `{_up_for(needs, usual)}`"]
     lines = [_stale(pilot) for pilot in facts.pilots if pilot.heartbeat_s > HEARTBEAT_OLD_S]
     alive = [pilot for pilot in up if pilot.heartbeat_s <= HEARTBEAT_OLD_S]
     if not alive:
         starting = [pilot.id for pilot in facts.pilots if not pilot.slots and pilot.heartbeat_s <= HEARTBEAT_OLD_S]
         if starting:
             return [*lines, f"it is ready; pilot {_some(starting)} is up, but its pool is not yet"]
-        return [*lines, f"no other pilot is up: start one with `{_up_for(needs)}`"]
+        return [*lines, f"no other pilot is up: start one with `{_up_for(needs, usual)}`"]
     refusals = {pilot.id: refusal(needs, pilot) for pilot in alive}
     willing = [pilot for pilot in alive if not refusals[pilot.id]]
     lines += [f"pilot {name} cannot run it: {why}" for name, why in refusals.items() if why]
     if not willing and facts.queued:
         return [*lines, *facts.queued]
     if not willing:
-        return [*lines, f"start a pilot that can: `{_up_for(needs)}`"]
+        return [*lines, f"start a pilot that can: `{_up_for(needs, usual or _layouts(alive))}`"]
     busy, slots = sum(pilot.busy for pilot in willing), sum(pilot.slots for pilot in willing)
     names = _some([pilot.id for pilot in willing])
     queue = f"{facts.before:,} ready tasks of higher priority come first, {facts.beside:,} are of the same"
@@ -183,16 +186,19 @@ def _leased(facts: Facts) -> list[str]:
 
 def _for_room(task: Document, pool: Document, before: int) -> str:
     """Say what a wide task that is leased waits for."""
-    words = f"it asks for {asked(Resources.from_key(task['class']))}, and {pool.get('busy', 0)} of "
-    words += f"{pool.get('slots', 0)} slots are busy"
+    needs = Resources.from_key(task["class"])
+    what, busy, total = "slots", pool.get("busy", 0), pool.get("slots", 0)
+    if needs.program and pool.get("programs"):
+        what, busy, total = "program nodes", pool.get("program_nodes_busy", 0), len(pool["programs"]["nodes"])
+    words = f"it asks for {asked(needs)}, and {busy} of {total} {what} are busy"
     kept = pool.get("kept")
     if task["_id"] in pool.get("stepless", ()):
         words += "; all job steps that the site lets a pilot have at a time (max_concurrent_steps) are taken"
     if kept and kept["class"] == task["class"] and not before:
         at = "" if kept["in_s"] is None else f", all free in {_span(kept['in_s'])} at the latest"
-        return f"{words}; {kept['slots']} slots are kept free for it{at}"
+        return f"{words}; {_slots(kept['slots'])} kept free for it{at}"
     if kept:
-        return f"{words}; {kept['slots']} slots are kept free for a task of class {kept['class']}, which comes first"
+        return f"{words}; {_slots(kept['slots'])} kept free for a task of class {kept['class']}, which comes first"
     ahead = "1 wide task of that pool comes" if before == 1 else f"{before} wide tasks of that pool come"
     return f"{words}; {ahead} before it" if before else f"{words}; it is the next"
 
@@ -283,19 +289,32 @@ def held_up(classes: Mapping[str, int], fleet: Sequence[Pilot], queued: Sequence
         needs = Resources.from_key(name)
         refusals = [refusal(needs, pilot) for pilot in fleet if pilot.slots]
         if all(refusals):
-            lines.append(f"{_tasks(count)} ready that no pilot takes: {refusals[0]}; start one with `{_up_for(needs)}`")
+            up = _up_for(needs, _layouts(fleet))
+            lines.append(f"{_tasks(count)} ready that no pilot takes: {refusals[0]}; start one with `{up}`")
     return lines
 
 
-def _up_for(needs: Resources) -> str:
+def _layouts(fleet: Sequence[Pilot]) -> list[Layout]:
+    return [layout for pilot in fleet for layout in pilot.layouts]
+
+
+def _up_for(needs: Resources, like: Sequence[Layout]) -> str:
+    """Return how to start a pilot for these needs at a site that has such pools."""
     words = ["pilot up"]
-    if needs.size > 1:
+    apart = [options for layout in like if (options := layout.program_options(needs.key))]
+    if apart:
+        words.append(apart[0])
+    elif needs.size > 1:
         words.append(f"--slots {needs.size}")
     if needs.cores > 1:
         words.append(f"--cores-per-slot {needs.cores}")
     if needs.walltime_s is not None:
         words.append(f"--walltime {max(1, round(needs.walltime_s * 2 / 60))}m")
     return " ".join(words)
+
+
+def _slots(count: int) -> str:
+    return "1 slot is" if count == 1 else f"{count:,} slots are"
 
 
 def _tasks(count: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pilot.config import ProjectConfig
@@ -62,10 +61,17 @@ def over(needs: Resources, site: Site) -> str:
 
 def _usual(needs: Resources, site: Site) -> str:
     """Return why the pilot that the site's file describes could not run it; "" if it could, or if nobody knows."""
-    if site.slots is None and site.name != "local":
+    layout = usual_layout(site)
+    if site.slots is None and site.name != "local" and layout.home(needs.key) is layout:
         return ""
-    pilot: Sequence[tuple[str, int, int]] = [("", usual_slots(site, site.cores_per_slot), site.node.gpus)]
-    return Layout.from_document({"nodes": pilot, "slot_cores": site.cores_per_slot}).why_never(needs.key)
+    return layout.why_never(needs.key)
+
+
+def usual_layout(site: Site) -> Layout:
+    """Return the pool of a pilot that is not told otherwise: one node, and no program nodes."""
+    told = {"nodes": [("", usual_slots(site, site.cores_per_slot), site.node.gpus)], "slot_cores": site.cores_per_slot}
+    apart = site.launcher.programs_beside_pool != "share"
+    return Layout.from_document({**told, "programs": {"nodes": ()}} if apart else told)
 
 
 def usual_slots(site: Site, slot_cores: int) -> int:

@@ -28,6 +28,19 @@ def blocks_of(hosts: tuple[str, ...], most: int) -> list[tuple[str, ...]]:
     return [hosts[begin:end] for begin, end in pairwise(ends)]
 
 
+def divided(whole: Block, most: int, program_nodes: int) -> list[Block]:
+    """Divide a pilot's nodes into blocks of at most `most`, but for the last ones, the first block's program nodes.
+
+    They are not divided, so that a program may have them all; and so only that block's pool takes job steps.
+    """
+    count = min(program_nodes, max(0, len(whole.hosts) - 1))  # a pool needs one
+    kept = len(whole.hosts) - count
+    parts = blocks_of(whole.hosts[:kept], most)
+    of = 1 if count else len(parts)
+    first, *others = [whole._replace(hosts=hosts, of=of) for hosts in parts]
+    return [first._replace(program_hosts=whole.hosts[kept:]), *others]
+
+
 class PoolKeeper:
     """Keeps a pool running over one block, with bounded restarts, on the nodes that are left.
 
@@ -76,7 +89,7 @@ class PoolKeeper:
 
     def _start(self) -> None:
         if self._died and self.block.hosts:
-            self._leave_out(self._down(self.block.hosts))
+            self._leave_out(self._down(self.block.hosts + self.block.program_hosts))
             if self.over:
                 return
         pool = PoolProcess(self._settings, self.block, self._folder, next(self._numbers))
@@ -92,12 +105,14 @@ class PoolKeeper:
 
     def _leave_out(self, down: Collection[str]) -> None:
         """Do without nodes that are dead; a batch system does not give them back to this job."""
-        left = tuple(host for host in self.block.hosts if host not in down)
-        if len(left) == len(self.block.hosts):
+        if not down:
             return
         logger.warning("nodes %s are down, and left out from now on", ", ".join(sorted(down)))
-        self.block = self.block._replace(hosts=left)
-        if not left:
+        hosts, program_hosts = (
+            tuple(host for host in some if host not in down) for some in (self.block.hosts, self.block.program_hosts)
+        )
+        self.block = self.block._replace(hosts=hosts, program_hosts=program_hosts)
+        if not hosts:
             self.over, self.reason = True, f"its nodes are down: {', '.join(sorted(down))}"
 
     def ended(self, code: int, wish: str) -> None:

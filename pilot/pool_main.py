@@ -126,6 +126,7 @@ def _coordinator(config: dict[str, Any]) -> int:
         end_at=told["end_at"], beat_s=told["beat_s"], ttl_s=told["ttl_s"], drain_s=told["drain_s"],
         stop_s=told["stop_s"], gpus=tuple(told["gpus"]), cpu_order=tuple(told["cpu_order"]),
         steps_max=config["steps_max"], one_node_steps=told["one_node_steps"],
+        programs_beside_pool=told["programs_beside_pool"], program_hosts=tuple(config["program_hosts"]),
     )  # fmt: skip
     world = start(config["slots"] + 1)
     signer = signing.Signer(signing.load_key(project.key_file), project.id)

@@ -30,7 +30,7 @@ class PoolProcess(PoolProgram):
         s = self._settings
         told = {
             "settings": asdict(s), "launch": self.launch, "control": str(self.control), "slots": self.ranks - 1,
-            "job": self._block.job,
+            "job": self._block.job, "program_hosts": self._block.program_hosts,
             "steps_max": None if s.steps_max is None else max(1, s.steps_max // self._block.of),
         }  # fmt: skip
         self._config.write_text(json.dumps(told) + "\n")

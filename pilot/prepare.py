@@ -150,17 +150,16 @@ class Preparer:
                     self._resolve(link.task, link.output, officials.get(link.task), linked, sources)
         resources = _resources(doc["class"])
         command = Command.from_document(doc["command"]) if doc["command"] else None
-        # What may have ended a pool; and the ranks have seen their GPUs, which libraries ask for once.
         mpi = resources.ranks is not None
-        alone = mpi and command is None and ("suspect" in doc or resources.gpus > 0)
+        program = mpi and (resources.program or command is not None or "suspect" in doc)  # it may have ended a pool
         work = Work(
             doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
             tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
-            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, alone,
+            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, program and command is None,
         )  # fmt: skip
         fresh = doc.get("fresh", False)
         item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))
-        return Held(doc, item, inputs, sources, mpi and (command is not None or alone))
+        return Held(doc, item, inputs, sources, program)
 
     def _resolve(
         self,

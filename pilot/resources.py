@@ -64,7 +64,7 @@ def parse_size(value: str | int, name: str = "memory") -> int:
 # -- what a task needs ----------------------------------------------------------------------------
 
 _CLASS = re.compile(
-    r"c(\d+)(?:m(\d+))?(?:w(\d+(?:\.\d+)?))?(?:r(\d+))?(?:p(\d+))?(?:g(\d+(?:\.\d+)?))?(?:n(\d+))?(near|contiguous)?"
+    r"c(\d+)(?:m(\d+))?(?:w(\d+(?:\.\d+)?))?(?:r(\d+)(x)?)?(?:p(\d+))?(?:g(\d+(?:\.\d+)?))?(?:n(\d+))?(near|contiguous)?"
 )
 
 LAYOUTS = ("near", "contiguous")
@@ -79,6 +79,7 @@ class _Resources(NamedTuple):
     gpus: float
     nodes: int | None
     layout: str
+    program: bool
 
 
 class Resources(_Resources):
@@ -94,6 +95,8 @@ class Resources(_Resources):
         gpus: of each rank: whole ones, or a fraction of one (shared with others), in thousandths.
         nodes: whole nodes that nobody else uses meanwhile; the ranks are spread evenly over them.
         layout: ``""``, ``"near"`` (all ranks on one node) or ``"contiguous"`` (nodes next to each other).
+        program: whether the ranks are started by an MPI launcher, as those of a command are; without ranks it says
+            nothing. MPI functions with GPUs always are: a pool's ranks have seen theirs, and libraries ask once.
 
     Raises:
         InvalidInput: one of them is out of range, or they contradict each other; the message names them.
@@ -111,6 +114,7 @@ class Resources(_Resources):
         gpus: float = 0,
         nodes: int | None = None,
         layout: str = "",
+        program: bool = False,
     ) -> Self:
         """Check and keep what is asked for."""
         _whole("cores", cores)
@@ -119,15 +123,17 @@ class Resources(_Resources):
         if walltime_s is not None:
             parse_duration(walltime_s, "walltime")
         if (ranks, ranks_per_node, gpus, nodes, layout) == (None, None, 0, None, ""):
-            return super().__new__(cls, cores, memory_bytes, walltime_s, None, None, 0.0, None, "")
+            return super().__new__(cls, cores, memory_bytes, walltime_s, None, None, 0.0, None, "", False)
         for name, value in (("ranks", ranks), ("ranks_per_node", ranks_per_node), ("nodes", nodes)):
             if value is not None:
                 _whole(name, value)
         if ranks is None and (nodes is not None or ranks_per_node is not None):
             ranks = (nodes or 1) * (ranks_per_node or 1)
         _check_shape(ranks or 1, ranks_per_node, nodes, layout)
+        gpus = _gpu_share(gpus)
+        program = ranks is not None and bool(program or gpus)
         return super().__new__(
-            cls, cores, memory_bytes, walltime_s, ranks, ranks_per_node, _gpu_share(gpus), nodes, layout
+            cls, cores, memory_bytes, walltime_s, ranks, ranks_per_node, gpus, nodes, layout, program
         )
 
     @classmethod
@@ -167,7 +173,7 @@ class Resources(_Resources):
         walltime = "" if self.walltime_s is None else "w" + _number(max(self.walltime_s, 0.001))
         if self.ranks is None and not self.gpus and not self.layout:
             return f"c{self.cores}{memory}{walltime}"
-        ranks = "" if self.ranks is None else f"r{self.ranks}"
+        ranks = "" if self.ranks is None else f"r{self.ranks}" + ("x" if self.program else "")
         per_node = "" if self.ranks_per_node is None else f"p{self.ranks_per_node}"
         gpus = f"g{_number(self.gpus)}" if self.gpus else ""
         nodes = "" if self.nodes is None else f"n{self.nodes}"
@@ -183,11 +189,11 @@ class Resources(_Resources):
         match = _CLASS.fullmatch(key)
         if not match:
             raise InvalidInput(f"{key!r} does not name a resource class")
-        cores, memory, walltime, ranks, per_node, gpus, nodes, layout = match.groups()
+        cores, memory, walltime, ranks, program, per_node, gpus, nodes, layout = match.groups()
         return cls(
             int(cores), int(memory) if memory else None, float(walltime) if walltime else None,
             int(ranks) if ranks else None, int(per_node) if per_node else None, float(gpus or 0),
-            int(nodes) if nodes else None, layout or "",
+            int(nodes) if nodes else None, layout or "", bool(program),
         )  # fmt: skip
 
 

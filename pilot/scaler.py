@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -173,9 +172,9 @@ class Scaler:
             if not scaling.renew(self._store, self._site.name, token):
                 return tuple(asked), "this round took so long that another scaler has begun one"
             settings = allocation.pilot_settings(
-                self._config, self._site, walltime_s=one.walltime_s, idle_s=None if one.stays else self._idle_s
-            )
-            settings = replace(settings, nodes=one.nodes)
+                self._config, self._site, walltime_s=one.walltime_s, idle_s=None if one.stays else self._idle_s,
+                nodes=one.nodes,
+            )  # fmt: skip
             try:
                 job = self._submit(settings)
             except (SchedulerError, PilotDied) as exc:
@@ -223,7 +222,7 @@ def machine_of(site: Site, queue: str = "") -> Machine:
     slots, memory = usual_slots(site, site.cores_per_slot), site.node.memory_bytes
     return Machine(
         takes, slots, site.cores_per_slot, None if memory is None else memory // slots, len(site.node.gpu_ids),
-        site.launcher.block_nodes,
+        site.launcher.block_nodes, site.launcher.programs_beside_pool == "share",
     )  # fmt: skip
 
 

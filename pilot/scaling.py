@@ -14,8 +14,7 @@ from enum import StrEnum
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pilot.board import Room, shape_of
-from pilot.fitting import GPU
+from pilot.board import Node, least_nodes, shape_of
 from pilot.layout import Layout
 from pilot.resources import Resources
 from pilot.states import PilotState
@@ -113,18 +112,20 @@ class Machine(NamedTuple):
     """Of a node."""
     pool_nodes: int = 64
     """Most nodes of one pool; a pilot of more has several."""
+    share: bool = True
+    """Whether MPI programs start on the nodes of a pool; else none can: nobody asks for program nodes."""
 
     def layouts(self, nodes: int) -> list[Layout]:
         """Return the pools of a pilot of so many nodes."""
         each: dict[str, Any] = {"slot_cores": self.slot_cores, "slot_memory": self.slot_memory}
+        each |= {} if self.share else {"programs": {"nodes": ()}}
         counts = [min(self.pool_nodes, nodes - first) for first in range(0, nodes, self.pool_nodes)]
         return [Layout.from_document({"nodes": [("", self.slots, self.gpus)] * count, **each}) for count in counts]
 
     def least(self, needs: Resources) -> int:
         """Return how many nodes a task takes, if any number will do."""
-        shape = shape_of(needs, self.slot_cores, self.slot_memory)
-        each = Room(self.slots, (GPU,) * self.gpus, True).ranks(shape)
-        return shape.nodes or (1 if shape.layout == "near" else -(-shape.ranks // (shape.per_node or max(1, each))))
+        node = Node("", tuple(range(self.slots)), self.gpus)
+        return least_nodes(shape_of(needs, self.slot_cores, self.slot_memory), node)
 
 
 class Wishes(NamedTuple):
@@ -239,7 +240,7 @@ class _Supply:
             seconds: that each takes.
             horizon_s: a pilot that stays for longer counts only for so long: else one would do for everything.
         """
-        at_once = sum(layout.concurrency(layout.shape(key)) for layout in self._layouts if not layout.why_never(key))
+        at_once = sum(layout.at_once(key) for layout in self._layouts if not layout.why_never(key))
         runs = int(min(self._left_s, max(horizon_s, seconds)) // seconds)
         if not runs and Resources.from_key(key).walltime_s is None and self._left_s > 0:
             runs = 1  # how long it takes is a guess: it is begun, whatever time is left
@@ -374,7 +375,7 @@ class _Round:
     def _grown(self, wanted: Wanted, needs: Resources, count: int, most: int) -> Wanted:
         """Return it with up to so many nodes, as far as what waits would fill them."""
         unit = self._machine.least(needs)
-        at_once = sum(layout.concurrency(layout.shape(needs.key)) for layout in self._machine.layouts(unit))
+        at_once = sum(layout.at_once(needs.key) for layout in self._machine.layouts(unit))
         runs = max(1, int(usable(wanted.walltime_s) // self._seconds(needs)))
         nodes = min(max(wanted.nodes, unit * math.ceil(count / (at_once * runs))), most)
         longest = self._machine.queue.longest(nodes)

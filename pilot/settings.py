@@ -48,6 +48,10 @@ class PilotSettings:
     """Further words of the launcher, for pools on one node."""
     block_nodes: int = 64
     """Most nodes of one pool."""
+    programs_beside_pool: str = "share"
+    """The site's `programs_beside_pool`."""
+    program_nodes: int = 0
+    """So many of the nodes are kept for MPI programs: no pool covers them."""
     end_at: float | None = None
     """When the pilot must be over (seconds since the epoch)."""
     beat_s: float = 2.0
@@ -73,6 +77,11 @@ class PilotSettings:
     """Whether programs on one node take one too."""
     launchers: dict[str, Any] = field(default_factory=dict)
     """How MPI programs are started; see `pilot.sites.launchers`."""
+
+    @property
+    def pool_nodes(self) -> int:
+        """How many of its nodes have slots."""
+        return self.nodes - self.program_nodes
 
     def write(self, path: Path) -> None:
         """Write the file."""
@@ -133,6 +142,10 @@ class PoolSettings:
     """How many MPI programs of this pool that take a job step may run at a time; None: as many as there is room for."""
     one_node_steps: bool = False
     """Whether programs on one node take one too."""
+    programs_beside_pool: str = "share"
+    """The site's `programs_beside_pool`."""
+    program_hosts: tuple[str, ...] = ()
+    """The pool's program nodes."""
 
 
 def trouble_file(folder: Path) -> Path:

@@ -43,6 +43,11 @@ def _cpus(value: Any) -> Any:
     return ids
 
 
+def _word(value: Any) -> Any:
+    """Read what YAML takes for a truth value, an unquoted ``no``, as the word that it is."""
+    return "no" if value is False else value
+
+
 def _once(ids: tuple[int, ...] | None) -> tuple[int, ...] | None:
     if ids is not None and (len(set(ids)) < len(ids) or any(one < 0 for one in ids)):
         raise ValueError("expected CPU ids of at least 0, each once")
@@ -145,10 +150,10 @@ class Launcher(_Part):
     )
     one_node: tuple[str, ...] = Field(default=(), description="further words of the command, for pools on one node")
     block_nodes: int = Field(default=64, ge=1, description="most nodes of one pool; a pilot of more has several")
-    programs_beside_pool: Literal["share", "whole_node_free", "no"] = Field(
+    programs_beside_pool: Annotated[Literal["share", "whole_node_free", "no"], BeforeValidator(_word)] = Field(
         default="share",
-        description="whether MPI programs of tasks start on the nodes of a pool: `share`; `whole_node_free`: only on "
-        "nodes where no pool runs; `no`: not at all",
+        description="whether MPI programs of tasks start on the nodes of a pool: `share`; `no`: only on program nodes, "
+        "where no pool runs; `whole_node_free`: there, and each has its nodes for itself",
     )
 
 

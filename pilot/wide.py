@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple
 
 from pilot import lifecycle
-from pilot.board import Board, Spots, slots_of
+from pilot.board import Board, Shape, Spots, slots_of
 from pilot.layout import Layout
+from pilot.model import Placement
 from pilot.placement import Planner, Reservation, Waiting
 from pilot.prepare import Held
 
@@ -28,15 +29,24 @@ PARKED_MAX = 100
 """How many of the tasks that wait for room are named in the heartbeat."""
 
 
+LAUNCHER = Shape(mpi=True)
+"""What a program on program nodes takes of the pool: a slot, whose child runs the launcher."""
+
+
 class Started(NamedTuple):
     """A task that is to begin now, and where."""
 
     held: Held
     spots: Spots
+    """What it takes of the pool; of a program on program nodes the slot of its launcher."""
+    place: Placement
+    """Where its ranks are."""
 
 
 class _Running(NamedTuple):
     spots: Spots
+    apart: Spots
+    """On program nodes."""
     line: _Line
 
 
@@ -46,6 +56,8 @@ class _Line(NamedTuple):
     priority: int
     key: str
     program: bool
+    apart: bool
+    """Whether it runs on program nodes."""
 
     @property
     def name(self) -> str:
@@ -73,6 +85,8 @@ class Wide:
     ) -> None:
         self._layout = layout
         self._planner = Planner(Board(layout.nodes))
+        self._programs = layout.programs or Layout((), layout.slot_cores)
+        self._apart = Planner(Board(self._programs.nodes))
         self._end_at = end_at
         self._steps_max = steps_max
         self._one_node_steps = one_node_steps
@@ -105,8 +119,7 @@ class Wide:
 
     def room(self, key: str) -> int:
         """Return how many more tasks of a class to lease now. Any thread may ask."""
-        concurrency = self._layout.concurrency(self._layout.shape(key))
-        target = lifecycle.lease_target(concurrency, self._mean_s.get(key))
+        target = lifecycle.lease_target(self._layout.at_once(key), self._mean_s.get(key))
         return lifecycle.lease_more(target, self._held[key])
 
     def add(self, held: Iterable[Held]) -> None:
@@ -139,6 +152,9 @@ class Wide:
         parked = [(held.item.task, line.program) for line in lines for held in self._lines[line]][:PARKED_MAX]
         stepless = [task for task, program in parked if program and self._steps_left <= 0]
         found: dict[str, Any] = {"parked": [task for task, _ in parked], "stepless": stepless, "kept": None}
+        if self._programs.nodes:
+            apart = {spot.node for running in self._running.values() for spot in running.apart}
+            found["program_nodes_busy"] = len(apart)
         if self.reserved is not None:
             at = self.reserved.at
             key, _, _ = self.reserved.key.partition(" ")
@@ -170,7 +186,8 @@ class Wide:
         self._changed = False
         self._lines = {line: waiting for line, waiting in self._lines.items() if waiting}
         lines = {(line.name, line.priority): line for line in self._lines}
-        waiting = [self._waiting(line) for line in self._lines]
+        apart = self._plan_apart(now)
+        waiting = [self._launchers(line, apart) if line.apart else self._waiting(line) for line in self._lines]
         if narrow:
             first = narrow[0]
             shape, walltime_s = self._layout.shape(first.task["class"]), first.item.walltime_s
@@ -187,8 +204,10 @@ class Wide:
                 self._changed = True  # what it was to have is for those that need no step
                 continue
             held = self._lines[line].popleft()
-            self._begin(held, line, start.spots, now)
-            started.append(Started(held, start.spots))
+            there = apart[line].popleft() if line.apart else ()
+            self._begin(held, _Running(start.spots, there, line), now)
+            place = self._programs.placement(there) if there else self._layout.placement(start.spots)
+            started.append(Started(held, start.spots, place))
         return started
 
     def late(self, now: float) -> list[Key]:
@@ -208,6 +227,8 @@ class Wide:
             return False
         line = running.line
         self._planner.end(running.spots)
+        if running.apart:
+            self._apart.end(running.apart)
         self._held[line.key] -= 1
         self._steps -= self._takes_step(line, running.spots)
         mean = self._mean_s.get(line.key)
@@ -256,25 +277,45 @@ class Wide:
         ]
         board = Board(left)
         for line, waiting in self._lines.items():
-            if waiting and (why := board.why_never(self._layout.shape(line.key))):
+            shape = LAUNCHER if line.apart else self._layout.shape(line.key)
+            if waiting and (why := board.why_never(shape)):
                 return f"a task of class {line.key} {why}, as {len(self._removed)} slots are out of use"
         return ""
 
     # -- inside ---------------------------------------------------------------------------------
 
     def _line_of(self, held: Held) -> deque[Held]:
-        line = _Line(held.task["priority"], held.task["class"], held.program)
+        key = held.task["class"]
+        apart = held.program and bool(self._programs.nodes) and not self._programs.why_never(key)
+        line = _Line(held.task["priority"], key, held.program, apart)
         return self._lines.setdefault(line, deque())
+
+    def _plan_apart(self, now: float) -> dict[_Line, deque[Spots]]:
+        """Choose program nodes for what could begin now, if there are slots for the launchers."""
+        lines = {(line.name, line.priority): line for line in self._lines if line.apart}
+        places: dict[_Line, deque[Spots]] = {line: deque() for line in lines.values()}
+        if lines:
+            waiting = [self._waiting(line) for line in places]
+            for start in self._apart.plan([one for one in waiting if one.count], now).starts:
+                places[lines[start.key, start.priority]].append(start.spots)
+        return places
+
+    def _launchers(self, line: _Line, places: Mapping[_Line, Sized]) -> Waiting:
+        """Return the slots that programs wait for which have room on program nodes."""
+        first = self._lines[line][0]
+        return Waiting(
+            line.name, LAUNCHER, first.item.walltime_s, line.priority, first.task["seq"], len(places[line])
+        )  # fmt: skip
 
     def _waiting(self, line: _Line) -> Waiting:
         waiting = self._lines[line]
         count = len(waiting)
         first = waiting[0]
-        shape = self._layout.shape(line.key)
+        shape = (self._programs if line.apart else self._layout).shape(line.key)
         if line.program and count > self._steps_left:
             if self._steps_left > 0:
                 count = int(self._steps_left)
-            elif self._one_node_steps or shape.several_nodes:
+            elif line.apart or self._one_node_steps or shape.several_nodes:
                 count = 0
             else:
                 shape = shape._replace(layout="near")  # there it takes no step
@@ -285,11 +326,15 @@ class Wide:
         return math.inf if self._steps_max is None else self._steps_max - self._steps
 
     def _takes_step(self, line: _Line, spots: Spots) -> bool:
-        return line.program and (self._one_node_steps or len({spot.node for spot in spots}) > 1)
+        """Say whether a start takes a step: of a launcher that starts ranks on other nodes than its own it does."""
+        return line.program and (line.apart or self._one_node_steps or len({spot.node for spot in spots}) > 1)
 
-    def _begin(self, held: Held, line: _Line, spots: Spots, now: float) -> None:
+    def _begin(self, held: Held, running: _Running, now: float) -> None:
         walltime_s = held.item.walltime_s
-        self._planner.begin(spots, None if walltime_s is None else now + walltime_s)
-        self._running[held.item.key] = _Running(spots, line)
-        self._steps += self._takes_step(line, spots)
-        self.taken.update(slots_of(spots))
+        until = None if walltime_s is None else now + walltime_s
+        self._planner.begin(running.spots, until)
+        if running.apart:
+            self._apart.begin(running.apart, until)
+        self._running[held.item.key] = running
+        self._steps += self._takes_step(running.line, running.spots)
+        self.taken.update(slots_of(running.spots))

@@ -224,9 +224,9 @@ class Rig:
 
     def start(self, slots: int = 2, **settings: Any) -> Pilot:
         """Start a pilot with short heartbeats; `settings` are fields of `PilotSettings`."""
-        quick: dict[str, Any] = {"beat_s": 0.3, "ttl_s": 3.0, "restarts_s": (0.1,) * 30}
+        quick: dict[str, Any] = {"launcher": LAUNCHER, "beat_s": 0.3, "ttl_s": 3.0, "restarts_s": (0.1,) * 30}
         told = PilotSettings(
-            str(self.config.root), new_pilot_id(), "local", LAUNCHER, slots, 1, **{**quick, **settings}
+            str(self.config.root), new_pilot_id(), "local", slots=slots, slot_cores=1, **{**quick, **settings}
         )
         self.pilots.append(Pilot(self.config, told))
         return self.pilots[-1]

@@ -195,6 +195,13 @@ def test_gpus() -> None:
     assert ask({"c1r4g1": 1}, machine=MACHINE._replace(gpus=2)).wanted == (Wanted(2, HOUR),)
 
 
+def test_programs_where_they_do_not_start_beside_a_pool() -> None:
+    apart = MACHINE._replace(share=False)
+    found = ask({"c1r4x": 1, "c1r4": 1}, machine=apart)
+    assert found.wanted == (Wanted(1, HOUR),)
+    assert found.never["c1r4x"].startswith("needs program nodes, here are none; this site starts MPI programs on nodes")
+
+
 def test_the_queue_s_walltimes() -> None:
     assert ask({"c1": 1}, machine=limited(max_walltime="30m")).wanted == (Wanted(1, 1800),)
     assert ask({"c1": 1}, machine=limited(min_walltime="2h")).wanted == (Wanted(1, 7200),)

@@ -17,7 +17,8 @@ from _harness import BenchmarkError, Settings, Workload, last_line, main, wait_u
 from _rig import NOTES, RESULT_S, UP_S, project
 
 import pilot
-from pilot.config import ProjectConfig, load_site
+from pilot.config import ProjectConfig
+from pilot.site_files import load_site
 from pilot.store import pilots
 
 

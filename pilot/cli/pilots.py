@@ -54,6 +54,10 @@ _WIDE = 100
 @click.option("--idle", callback=duration, metavar="T", help="End after so long without work.")
 @click.option("--site", help="Which machine it is, or a site file; default: the project's.")
 @click.option("--nodes", type=click.IntRange(1), metavar="N", help="Nodes, where there is a batch system; default: 1.")
+@click.option(
+    "--program-nodes", type=click.IntRange(0), default=0, metavar="N",
+    help="So many of the nodes are for MPI programs only, where these cannot start beside a pool; default: none.",
+)  # fmt: skip
 @click.option("--queue", metavar="Q", help="Partition or queue; default: the site file's.")
 @click.option("--account", metavar="A", help="What it is charged to; default: the site file's.")
 @click.option("--store-in-pilot", is_flag=True, help="Run the store on the pilot's first node, not here.")
@@ -63,7 +67,8 @@ _WIDE = 100
 @json_option
 def up(
     slots: int | None, cores_per_slot: int | None, walltime: float | None, idle: float | None, site: str | None,
-    nodes: int | None, queue: str | None, account: str | None, store_in_pilot: bool, timeout: float, as_json: bool,
+    nodes: int | None, program_nodes: int, queue: str | None, account: str | None, store_in_pilot: bool,
+    timeout: float, as_json: bool,
 ) -> None:  # fmt: skip
     """Start a pilot: on this machine, or where its site has a batch system.
 
@@ -73,15 +78,18 @@ def up(
     config = find_project()
     machine = load_site(site or config.site, config)
     if machine.batch is None:
-        if nodes or queue or account or store_in_pilot:
+        if nodes or program_nodes or queue or account or store_in_pilot:
             raise click.UsageError(
-                f"site {machine.name!r} has no batch system: --nodes, --queue, --account, --store-in-pilot mean nothing"
+                f"site {machine.name!r} has no batch system: --nodes, --program-nodes, --queue, --account and "
+                "--store-in-pilot mean nothing"
             )
         _up_here(site, slots, cores_per_slot, walltime, idle, timeout, as_json)
         return
-    settings = allocation.pilot_settings(config, machine, slots, cores_per_slot, walltime, idle)
+    settings = allocation.pilot_settings(
+        config, machine, slots, cores_per_slot, walltime, idle, nodes or 1, program_nodes
+    )  # fmt: skip
     inside = settings.store_in_pilot or store_in_pilot
-    settings = replace(settings, nodes=nodes or 1, store_in_pilot=inside)
+    settings = replace(settings, store_in_pilot=inside)
     with opened() as project:
         if inside:
             _check_that_it_can_move(project)
@@ -130,15 +138,16 @@ def _up_here(
 
 
 def _say_queued(settings: PilotSettings, job: str, as_json: bool) -> None:
-    each, nodes = settings.slots, settings.nodes
+    each, nodes, apart = settings.slots, settings.pool_nodes, settings.program_nodes
     if as_json:
         emit(
-            {"pilot": settings.pilot, "job": job, "nodes": nodes, "slots": each * nodes,
-             "cores_per_slot": settings.slot_cores}
+            {"pilot": settings.pilot, "job": job, "nodes": settings.nodes, "program_nodes": apart,
+             "slots": each * nodes, "cores_per_slot": settings.slot_cores}
         )  # fmt: skip
         return
     out = console()
     size = f"{text.count(nodes, 'node')} with {text.count(each, 'slot')}{' each' if nodes > 1 else ''}"
+    size += f" and {text.count(apart, 'program node')}" if apart else ""
     out.print(
         f"pilot [bold]{settings.pilot}[/] is in the queue as job {escaped(job)}: {size}, "
         f"for {text.span(settings.walltime_s or 0)}"

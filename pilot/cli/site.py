@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +166,7 @@ def check(
 def _subject(
     found: Site, name: str, config: ProjectConfig | None, nodes: int, walltime_s: float, queue: str, account: str
 ) -> Subject:  # fmt: skip
-    settings = replace(pilot_settings(config, found, walltime_s=walltime_s), nodes=nodes)
+    settings = pilot_settings(config, found, walltime_s=walltime_s, nodes=nodes)
     folder = config.pilot_folder(settings.pilot) if config else Path.cwd() / FOLDER / "pilots" / settings.pilot
     files = tuple(file.path for file in site_files(name, config))
     return Subject(found, files, settings, folder, queue, account, config)
