@@ -7,7 +7,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ import pytest
 import yaml
 
 import pilot
+from pilot.executors.batch import slurm
 from pilot.executors.batch.scheduler import Scheduler
+from pilot.site_files import load_site
 from pilot.states import OVER, JobState
 from pilot.store import pilots
 from tests import pilot_tasks
+from tests.conftest import need
 from tests.rig import REPOSITORY, Rig, wait_until
 
 UP_S = 90.0
@@ -35,6 +39,37 @@ def fake_pbs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(home / "bin"), prepend=os.pathsep)
     monkeypatch.setenv("FAKE_PBS", str(home))
     return home
+
+
+CLUSTER = REPOSITORY / "tests" / "cluster"
+
+
+def start_cluster(**settings: str) -> None:
+    """Bring up what of the simulated cluster does not run; `settings` are those of its script."""
+    env = os.environ | {"SLURM_SIM_SLURMD_TIMEOUT": "6"} | settings
+    subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=300, env=env)
+
+
+@contextmanager
+def cluster(**settings: str) -> Iterator[Scheduler]:
+    """Run a real Slurm with simulated nodes."""
+    need("slurm")
+    start_cluster(**settings)
+    try:
+        yield Scheduler(slurm)
+    finally:
+        subprocess.run([CLUSTER / "slurm-down"], check=False, timeout=120)
+
+
+@contextmanager
+def slurm_user(rig: Rig, scheduler: Scheduler, **site: Any) -> Iterator[User]:
+    """Yield a user with a site file made of the generic one; cancel what is left afterwards."""
+    data = load_site("slurm").model_dump(mode="json", exclude_unset=True) | {"name": "sim"} | site
+    data["batch"] |= {"queue": "debug", "options": []}  # the simulated nodes are one machine: two share its cores
+    path = rig.config.root / "sim.yaml"
+    path.write_text(yaml.safe_dump(data))
+    yield User(rig, path, scheduler)
+    scheduler.cancel([path.read_text().strip() for path in rig.config.folder.glob("pilots/*/job.id")])
 
 
 class User:

@@ -3,57 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from collections.abc import Iterator
 
 import psutil
 import pytest
-import yaml
 
 import pilot
-from pilot.executors.batch import slurm
 from pilot.executors.batch.scheduler import Scheduler
-from pilot.site_files import load_site
 from pilot.states import JobState
 from tests import batch_rig, pilot_tasks
 from tests.batch_rig import UP_S, User
-from tests.conftest import need
-from tests.rig import REPOSITORY, Rig, wait_until
+from tests.rig import Rig, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-CLUSTER = REPOSITORY / "tests" / "cluster"
+CLUSTER = batch_rig.CLUSTER
 
 
-def start_cluster(**settings: str) -> None:
-    """Bring up what of the cluster does not run."""
-    env = os.environ | {"SLURM_SIM_SLURMD_TIMEOUT": "6"} | settings
-    subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=300, env=env)
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Scheduler]:
     """Bring up Slurm, and take it down after the last test."""
-    need("slurm")
-    start_cluster()
-    try:
-        yield Scheduler(slurm)
-    finally:
-        subprocess.run([CLUSTER / "slurm-down"], check=False, timeout=120)
+    with batch_rig.cluster() as scheduler:
+        yield scheduler
 
 
 @pytest.fixture
 def user(lobby: Rig, cluster: Scheduler) -> Iterator[User]:
     """Return a user with a site file made of the generic one; cancel what is left afterwards."""
-    data = load_site("slurm").model_dump(mode="json", exclude_unset=True)
-    data |= {"name": "sim", "slots": 2}
-    data["batch"] |= {"queue": "debug", "options": []}  # the simulated nodes are one machine: two share its cores
-    path = lobby.config.root / "sim.yaml"
-    path.write_text(yaml.safe_dump(data))
-    yield User(lobby, path, cluster)
-    cluster.cancel([path.read_text().strip() for path in lobby.config.folder.glob("pilots/*/job.id")])
+    with batch_rig.slurm_user(lobby, cluster, slots=2) as user:
+        yield user
 
 
 def scontrol(*words: str) -> None:
@@ -83,7 +63,7 @@ def test_several_pools_and_a_node_that_dies(user: User) -> None:
     )  # fmt: skip
     assert view["state"] == "running"
     assert "ended" in user.run("down")
-    start_cluster()
+    batch_rig.start_cluster()
 
 
 def test_a_pilot_that_is_requeued(user: User) -> None:
@@ -117,7 +97,7 @@ def test_a_node_that_only_seems_dead(user: User) -> None:
     wait_until(lambda: not psutil.pid_exists(first["pid"]), UP_S, "the first agent has ended", user.log(asked))
     assert user.view(asked["pilot"])["state"] == "running"
     assert "ended" in user.run("down")
-    start_cluster()
+    batch_rig.start_cluster()
 
 
 def test_a_pilot_that_waits_for_nodes(user: User) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pilot import allocation, limits
+from pilot import allocation, limits, reach
 from pilot.cli import text
 from pilot.cli.common import tell
 from pilot.config import ProjectConfig
@@ -57,7 +57,7 @@ def run(trial: Trial) -> Iterator[Finding]:
     request = allocation.request_of(trial.site, trial.settings, trial.queue, trial.account)
     request = request._replace(warn_s=0, requeue=False, smaller=False)
     limits.check(trial.site, request.nodes, request.walltime_s, request.queue, request.account)
-    yield from _store(trial.config)
+    yield from _store(trial.config, trial.site)
     folder = _folder(trial)
     folder.mkdir(parents=True, mode=0o700)
     told = folder / "check.json"
@@ -83,11 +83,13 @@ def _folder(trial: Trial) -> Path:
     return trial.config.folder / "checks" / name if trial.config else Path.cwd() / f"pilot-check-{name}"
 
 
-def _store(config: ProjectConfig | None) -> Iterator[Finding]:
-    """Start the project's store, so that the job can find it."""
+def _store(config: ProjectConfig | None, site: Site) -> Iterator[Finding]:
+    """Start the project's store where compute nodes reach it, as `pilot up` does."""
     if config is None:
         return
     try:
+        if not site.reach.in_pilot and (words := reach.open_to(config, site)):
+            tell(words)
         with store_of(config) as store:
             checked(store, config)
     except PilotError as exc:
