@@ -144,10 +144,16 @@ def _options(batch: Batch, node: Node, nodes: int, queue: str, account: str) -> 
 
 def batch_script(batch: Batch, request: Request, argv: Sequence[str]) -> str:
     """Return the script of a pilot. Pure: the same site and request give the same text."""
-    modules = [f"module load {shlex.quote(module)}" for module in batch.modules]
+    modules = [_loaded(module) for module in batch.modules]
     exports = [export(name, value) for name, value in batch.env.items()]
     directives = system_of(batch.system).directives(request)
     return script(directives, [*modules, *exports, *batch.setup], argv, batch.login_shell)
+
+
+def _loaded(module: str) -> str:
+    """Return the line that loads a module, or ends the job with a word that `pilot pilots` shows."""
+    words = f"pilot: cannot load module {module}: correct batch.modules in the site file"
+    return f"module load {shlex.quote(module)} || {{ echo {shlex.quote(words)}; exit 1; }}"
 
 
 def ask_for(store: Store, config: ProjectConfig, settings: PilotSettings, scaler: bool = False) -> None:

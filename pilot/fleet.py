@@ -115,7 +115,8 @@ def fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fa
             state, ttl_s, job = PilotState(doc["state"]), doc.get("ttl_s", 30.0), jobs.get(doc.get("job", ""))
             found = told[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, job, since_s)
             if found.lost:
-                words = "; ".join(filter(None, (_trouble(doc), doc.get("reason"), found.words)))
+                why = _trouble(doc) or (doc["state"] == PilotState.STARTING and _printed(doc))
+                words = "; ".join(filter(None, (why, doc.get("reason"), found.words)))
                 pilots.end(store, doc["_id"], PilotState.LOST, words)
     return told
 
@@ -162,6 +163,16 @@ def _trouble(doc: Document) -> str:
         return trouble_file(Path(doc["folder"])).read_text().strip()
     except OSError:
         return ""
+
+
+def _printed(doc: Document) -> str:
+    """Return the last line that the job of a pilot printed, whose agent has not reported; "" if none."""
+    try:
+        lines = Path(doc.get("folder", ""), "job.out").read_text(errors="replace").split("\n")
+    except OSError:
+        return ""
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f"its job printed {last[-300:]!r}" if last else ""
 
 
 def process_gone(doc: Document) -> bool:

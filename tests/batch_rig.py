@@ -175,7 +175,7 @@ def check_it_works(user: User, asked: dict[str, Any]) -> None:
 
 def check_it_is_given_up_when_its_job_fails(user: User) -> None:
     """Let the batch script end before there is an agent."""
-    user.change(batch={"setup": ["exit 3"]})
+    user.change(batch={"setup": ["echo no such machine", "exit 3"]})
     asked = user.up()
     user.await_over(asked["job"])
     view = wait_until(
@@ -184,6 +184,18 @@ def check_it_is_given_up_when_its_job_fails(user: User) -> None:
     assert f"its batch job {asked['job']} ended as " in view["reason"]
     assert "before its agent had reported" in view["reason"]
     assert re.search("exit code 3|NonZeroExitCode", view["reason"])
+    assert "its job printed 'no such machine'" in view["reason"]
+
+
+def check_a_module_that_is_not_there(user: User) -> None:
+    """Let a module be missing: the job ends before there is an agent, and the site file's key is named."""
+    user.change(batch={"modules": ["nosuch/1.0"], "setup": []})
+    asked = user.up()
+    user.await_over(asked["job"])
+    view = wait_until(
+        lambda: (seen := user.view(asked["pilot"]))["state"] == "lost" and seen, UP_S, "it is found to be lost"
+    )
+    assert "cannot load module nosuch/1.0: correct batch.modules in the site file" in view["reason"]
 
 
 def check_its_work_is_given_back_when_it_is_cancelled(user: User, asked: dict[str, Any]) -> None:

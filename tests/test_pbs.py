@@ -75,6 +75,10 @@ def test_the_walltime(user: User) -> None:
     batch_rig.check_it_ends_before_its_time(user, "25s")
 
 
+def test_a_module_that_is_not_there(user: User) -> None:
+    batch_rig.check_a_module_that_is_not_there(user)
+
+
 def test_a_job_that_fails_before_its_agent_begins(user: User) -> None:
     batch_rig.check_it_is_given_up_when_its_job_fails(user)
 

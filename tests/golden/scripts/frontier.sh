@@ -10,10 +10,10 @@
 #SBATCH --account=ACCOUNT
 #SBATCH --exclusive
 
-module load cray-python/3.11.5
-module load rocm/6.2.4
-module load craype-accel-amd-gfx90a
-module load cray-mpich-abi
+module load cray-python/3.11.5 || { echo 'pilot: cannot load module cray-python/3.11.5: correct batch.modules in the site file'; exit 1; }
+module load rocm/6.2.4 || { echo 'pilot: cannot load module rocm/6.2.4: correct batch.modules in the site file'; exit 1; }
+module load craype-accel-amd-gfx90a || { echo 'pilot: cannot load module craype-accel-amd-gfx90a: correct batch.modules in the site file'; exit 1; }
+module load cray-mpich-abi || { echo 'pilot: cannot load module cray-mpich-abi: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.12
 export FI_MR_CACHE_MONITOR=memhooks
 export FI_CXI_RX_MATCH_MODE=software

@@ -11,7 +11,7 @@
 #PBS -l storage=scratch/ACCOUNT
 #PBS -l wd
 
-module load openmpi
-module load python3
+module load openmpi || { echo 'pilot: cannot load module openmpi: correct batch.modules in the site file'; exit 1; }
+module load python3 || { echo 'pilot: cannot load module python3: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.40
 exec /environment/bin/python -P -m pilot.agent /project/.pilot/pilots/p1a2b3c4d5e/settings.json

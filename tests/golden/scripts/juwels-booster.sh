@@ -11,9 +11,9 @@
 #SBATCH --exclusive
 #SBATCH --gres=gpu:4
 
-module load Stages/2025
-module load GCC
-module load OpenMPI
-module load Python
+module load Stages/2025 || { echo 'pilot: cannot load module Stages/2025: correct batch.modules in the site file'; exit 1; }
+module load GCC || { echo 'pilot: cannot load module GCC: correct batch.modules in the site file'; exit 1; }
+module load OpenMPI || { echo 'pilot: cannot load module OpenMPI: correct batch.modules in the site file'; exit 1; }
+module load Python || { echo 'pilot: cannot load module Python: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.40
 exec /environment/bin/python -P -m pilot.agent /project/.pilot/pilots/p1a2b3c4d5e/settings.json

@@ -11,7 +11,7 @@
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=8
 
-module load OpenMPI/4.1.4-GCC-11.3.0
+module load OpenMPI/4.1.4-GCC-11.3.0 || { echo 'pilot: cannot load module OpenMPI/4.1.4-GCC-11.3.0: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.40
 export OMPI_MCA_pml=ucx
 export OMPI_MCA_mtl='^ofi'

@@ -10,9 +10,9 @@
 #SBATCH --account=ACCOUNT
 #SBATCH --exclusive
 
-module load LUMI/24.03
-module load partition/C
-module load cray-python
-module load cray-mpich-abi
+module load LUMI/24.03 || { echo 'pilot: cannot load module LUMI/24.03: correct batch.modules in the site file'; exit 1; }
+module load partition/C || { echo 'pilot: cannot load module partition/C: correct batch.modules in the site file'; exit 1; }
+module load cray-python || { echo 'pilot: cannot load module cray-python: correct batch.modules in the site file'; exit 1; }
+module load cray-mpich-abi || { echo 'pilot: cannot load module cray-mpich-abi: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.12
 exec /environment/bin/python -P -m pilot.agent /project/.pilot/pilots/p1a2b3c4d5e/settings.json

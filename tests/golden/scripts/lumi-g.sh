@@ -11,11 +11,11 @@
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=8
 
-module load LUMI/24.03
-module load partition/G
-module load rocm
-module load cray-python
-module load cray-mpich-abi
+module load LUMI/24.03 || { echo 'pilot: cannot load module LUMI/24.03: correct batch.modules in the site file'; exit 1; }
+module load partition/G || { echo 'pilot: cannot load module partition/G: correct batch.modules in the site file'; exit 1; }
+module load rocm || { echo 'pilot: cannot load module rocm: correct batch.modules in the site file'; exit 1; }
+module load cray-python || { echo 'pilot: cannot load module cray-python: correct batch.modules in the site file'; exit 1; }
+module load cray-mpich-abi || { echo 'pilot: cannot load module cray-mpich-abi: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.12
 export FI_MR_CACHE_MONITOR=memhooks
 export FI_CXI_RX_MATCH_MODE=software

@@ -11,8 +11,8 @@
 #SBATCH --exclusive
 #SBATCH --export=NONE
 
-module load bsc/1.0
-module load miniforge
+module load bsc/1.0 || { echo 'pilot: cannot load module bsc/1.0: correct batch.modules in the site file'; exit 1; }
+module load miniforge || { echo 'pilot: cannot load module miniforge: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.40
 export OMPI_MCA_pml=ucx
 export OMPI_MCA_mtl='^ofi'

@@ -11,6 +11,6 @@
 #SBATCH --constraint=gpu
 #SBATCH --gpus-per-node=4
 
-module load cray-mpich-abi
+module load cray-mpich-abi || { echo 'pilot: cannot load module cray-mpich-abi: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.12
 exec /environment/bin/python -P -m pilot.agent /project/.pilot/pilots/p1a2b3c4d5e/settings.json

@@ -10,7 +10,7 @@
 #PBS -l place=scatter
 #PBS -l filesystems=home:eagle
 
-module load cray-mpich-abi
+module load cray-mpich-abi || { echo 'pilot: cannot load module cray-mpich-abi: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.12
 export http_proxy=http://proxy.alcf.anl.gov:3128
 export TMPDIR=/tmp

@@ -11,7 +11,7 @@
 #SBATCH --exclusive
 #SBATCH --export=NONE
 
-module load python/3.11.6
-module load cray-mpich-abi
+module load python/3.11.6 || { echo 'pilot: cannot load module python/3.11.6: correct batch.modules in the site file'; exit 1; }
+module load cray-mpich-abi || { echo 'pilot: cannot load module cray-mpich-abi: correct batch.modules in the site file'; exit 1; }
 export MPI4PY_LIBMPI=libmpi.so.12
 exec /environment/bin/python -P -m pilot.agent /project/.pilot/pilots/p1a2b3c4d5e/settings.json
