@@ -134,20 +134,31 @@ def judge_gpus(names: Sequence[str], variable: str, seen: Sequence[Rank]) -> Ite
             yield ok("gpus", there if names else f"{one['node']} has none, as the file says")
 
 
-def judge_nested(size: int, said: Mapping[str, Any]) -> Finding:
-    """Say whether a program that was started beside the pool came up as one.
+def judge_nested(size: int, said: Mapping[str, Any], beside: str) -> Finding:
+    """Say whether a program that was started beside the pool came up as one, and whether the file says so.
 
     Args:
         size: how many ranks it was to have.
         said: by whoever started it, with what each of its ranks saw.
+        beside: what the file says; see `launcher.programs_beside_pool`.
     """
     seen: Sequence[Rank] = said["ranks"]
     line = " ".join(said["launcher"][:1])
     if said["started"] and not said["code"] and len(seen) == size:
         hosts = ", ".join(sorted({one["host"] for one in seen}))
-        return ok("nested", f"a program of {size} ranks on {hosts} started beside the pool, by {line}")
+        text = f"a program of {size} ranks on {hosts} started beside the pool, by {line}"
+        if beside == "share":
+            return ok("nested", text)
+        return note("nested", f"{text}: launcher.programs_beside_pool, which is {beside}, may be share")
     words = " ".join(str(said["words"]).split())[-500:]
-    return wrong("nested", f"a program of {size} ranks does not start beside the pool: {words}; {BESIDE}")
+    return not_beside(f"a program of {size} ranks does not start beside the pool: {words}", beside)
+
+
+def not_beside(text: str, beside: str) -> Finding:
+    """Return that programs do not start beside a pool, or disturb it: that is wrong only if the file says they do."""
+    if beside == "share":
+        return wrong("nested", f"{text}; {BESIDE}")
+    return ok("nested", f"{text}, and launcher.programs_beside_pool is {beside}")
 
 
 BESIDE = (

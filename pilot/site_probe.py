@@ -25,7 +25,7 @@ from pilot.executors.run.orphans import kill_orphans
 from pilot.findings import Finding, Verdict, note, ok, wrong
 from pilot.pool_program import PoolProgram, ranks_by_host
 from pilot.settings import PilotSettings
-from pilot.site_judge import BESIDE, judge_binding, judge_gpus, judge_nested, judge_ranks
+from pilot.site_judge import judge_binding, judge_gpus, judge_nested, judge_ranks, not_beside
 from pilot.store.access import checked, store_of
 
 _TICK_S = 0.05
@@ -199,9 +199,8 @@ class Probe:
     def _nested(self) -> Iterator[Finding]:
         """Start a program as tasks do, from a rank of the program that stands for the pool."""
         beside = self._told.beside
-        if not self._comes_up or beside != "share":
-            why = f"launcher.programs_beside_pool is {beside}" if self._comes_up else "the program does not start"
-            yield note("nested", f"not tried: {why}")
+        if not self._comes_up:
+            yield note("nested", "not tried: the program does not start")
             return
         program, errand = self._start(What.NEST)
         start_s = float(self._told.pilot.launchers.get("start_s", 0.0)) + 2 * self._start_s
@@ -209,10 +208,10 @@ class Probe:
             code = _wait(program.poll, start_s)
             said = _json(errand.nested)
         if said is not None:
-            yield judge_nested(NESTED_RANKS, said)
+            yield judge_nested(NESTED_RANKS, said, beside)
         if code != 0:
             how = f"the pool did not end within {start_s:g} s" if code is None else self._failed(program, code)
-            yield wrong("nested", f"a program that is started beside the pool disturbs it: {how}; {BESIDE}")
+            yield not_beside(f"a program that is started beside the pool disturbs it: {how}", beside)
 
     def _start(self, what: What) -> tuple[PoolProgram, Errand]:
         pilot = self._told.pilot

@@ -157,11 +157,16 @@ def test_gpus() -> None:
 
 def test_a_program_beside_the_pool() -> None:
     good = {"started": True, "code": 0, "words": "", "launcher": ["/bin/srun", "-n"], "ranks": [rank(), rank("n2")]}
-    assert judge_nested(2, good).text == "a program of 2 ranks on n1.site, n2 started beside the pool, by /bin/srun"
+    text = "a program of 2 ranks on n1.site, n2 started beside the pool, by /bin/srun"
+    assert judge_nested(2, good, "share").text == text
+    other = judge_nested(2, good, "whole_node_free")
+    assert other.text == f"{text}: launcher.programs_beside_pool, which is whole_node_free, may be share"
+    assert other.verdict is Verdict.NOTE
     for told in ({"started": False, "words": "it did nothing for 60 s"}, {"code": 1}, {"ranks": [rank()]}):
-        found = judge_nested(2, good | told)
+        found = judge_nested(2, good | told, "share")
         assert found.verdict is Verdict.WRONG
         assert "or set launcher.programs_beside_pool to " in found.text
+        assert judge_nested(2, good | told, "no").verdict is Verdict.OK
 
 
 # -- modules --------------------------------------------------------------------------------------
