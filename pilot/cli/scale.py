@@ -12,6 +12,7 @@ import click
 from pilot import scaler
 from pilot.cli import text
 from pilot.cli.common import Command, duration, json_option, now, opened
+from pilot.errors import InvalidInput
 from pilot.scaling import WALLTIME_S, Wishes
 from pilot.site_files import load_site
 from pilot.store import scaling
@@ -96,6 +97,11 @@ def scale(
         machine = load_site(given, project.config)
         if machine.batch is None and (queue or account):
             raise click.UsageError(f"site {machine.name!r} has no batch system: --queue and --account mean nothing")
+        if machine.batch is not None and machine.reach.in_pilot and project.config.embedded:
+            raise InvalidInput(
+                f"the store of site {machine.name!r} runs inside of a pilot, and only one can have it: start that with "
+                "`pilot up`, or use a server of your own (`pilot init --store`)"
+            )
         if resume:
             return _resume(scaling.resume(project.store, machine.name), machine.name, as_json)
         wishes = Wishes(least, most, total, nodes, walltime)
