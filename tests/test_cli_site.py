@@ -25,6 +25,8 @@ from tests import batch_rig
 from tests.conftest import need
 from tests.rig import Rig
 
+pytestmark = pytest.mark.batch
+
 
 class Said(NamedTuple):
     """What a command has answered."""
