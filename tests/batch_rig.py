@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 import yaml
 
 import pilot
+from pilot import fleet
 from pilot.executors.batch import slurm
 from pilot.executors.batch.scheduler import Scheduler
 from pilot.site_files import load_site
@@ -23,7 +27,8 @@ from pilot.states import OVER, JobState
 from pilot.store import pilots
 from tests import pilot_tasks
 from tests.conftest import need
-from tests.rig import REPOSITORY, Rig, wait_until
+from tests.rig import REPOSITORY, Rig
+from tests.rig import wait_until as _wait_until
 
 UP_S = 90.0
 """Slurm looks at its queue every second or so, and a node's first start of Python reads a cold disk."""
@@ -41,6 +46,9 @@ def fake_pbs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+wait_until = partial(_wait_until, pause_s=0.25)
+"""Most looks here ask a batch system, and the machine has others to serve."""
+
 CLUSTER = REPOSITORY / "tests" / "cluster"
 
 
@@ -52,13 +60,15 @@ def start_cluster(**settings: str) -> None:
 
 @contextmanager
 def cluster(**settings: str) -> Iterator[Scheduler]:
-    """Run a real Slurm with simulated nodes."""
+    """Run a real Slurm with simulated nodes; there can be one at a time on a machine, whoever runs the tests."""
     need("slurm")
-    start_cluster(**settings)
-    try:
-        yield Scheduler(slurm)
-    finally:
-        subprocess.run([CLUSTER / "slurm-down"], check=False, timeout=120)
+    with Path("/var/lock/pilot-test-cluster").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        start_cluster(**settings)
+        try:
+            yield Scheduler(slurm)
+        finally:
+            subprocess.run([CLUSTER / "slurm-down", "--purge"], check=False, timeout=120)
 
 
 @contextmanager
@@ -113,9 +123,9 @@ class User:
         return (self.rig.config.pilot_folder(asked["pilot"]) / "job.sh").read_text()
 
     def view(self, name: str) -> dict[str, Any]:
-        """Return what `pilot pilots` says of a pilot."""
-        views: list[dict[str, Any]] = json.loads(self.run("pilots", "--json"))
-        return next(view for view in views if view["id"] == name)
+        """Return what `pilot pilots` says of a pilot, without a process for it."""
+        views = fleet.look(self.rig.store, datetime.now(UTC))
+        return next(view.document() for view in views if view.id == name)
 
     def state(self, job: str) -> JobState | None:
         """Return what the batch system says of a job."""

@@ -39,19 +39,23 @@ LONG_S = 60.0
 """Deadline of what takes a second or two on an idle machine: this one has other work too."""
 
 
-def wait_until(condition: Callable[[], T], deadline_s: float, what: str, last: Callable[[], object] | None = None) -> T:
+def wait_until(
+    condition: Callable[[], T], deadline_s: float, what: str, last: Callable[[], object] | None = None,
+    pause_s: float = 0.02,
+) -> T:  # fmt: skip
     """Return the first true value of `condition`; on time-out say what was waited for and what was seen last.
 
     Args:
         what: stands after "waited 60 s until".
         last: asked for more at the time-out.
+        pause_s: between two looks; more where a look costs a process.
     """
     began = time.monotonic()
     while not (seen := condition()):
         if time.monotonic() - began > deadline_s:
             more = "" if last is None else f"\n{last()}"
             raise AssertionError(f"waited {deadline_s:g} s until {what}; seen last: {seen!r}{more}")
-        time.sleep(0.02)
+        time.sleep(pause_s)
     return seen
 
 

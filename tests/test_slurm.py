@@ -14,8 +14,8 @@ import pilot
 from pilot.executors.batch.scheduler import Scheduler
 from pilot.states import JobState
 from tests import batch_rig, pilot_tasks
-from tests.batch_rig import UP_S, User
-from tests.rig import Rig, wait_until
+from tests.batch_rig import UP_S, User, wait_until
+from tests.rig import Rig
 
 pytestmark = [pytest.mark.batch, pytest.mark.slow, pytest.mark.timeout(300)]
 
