@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -62,7 +63,7 @@ def start_cluster(**settings: str) -> None:
 def cluster(**settings: str) -> Iterator[Scheduler]:
     """Run a real Slurm with simulated nodes; there can be one at a time on a machine, whoever runs the tests."""
     need("slurm")
-    with Path("/var/lock/pilot-test-cluster").open("w") as lock:
+    with Path(tempfile.gettempdir(), "pilot-test-cluster.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         start_cluster(**settings)
         try:
