@@ -75,7 +75,7 @@ def cluster(**settings: str) -> Iterator[Scheduler]:
 @contextmanager
 def slurm_user(rig: Rig, scheduler: Scheduler, **site: Any) -> Iterator[User]:
     """Yield a user with a site file made of the generic one; cancel what is left afterwards."""
-    data = load_site("slurm").model_dump(mode="json", exclude_unset=True) | {"name": "sim"} | site
+    data: dict[str, Any] = load_site("slurm").model_dump(mode="json", exclude_unset=True) | {"name": "sim"} | site
     data["batch"] |= {"queue": "debug", "options": []}  # the simulated nodes are one machine: two share its cores
     # Of what UCX can do, little: its addresses go through Slurm's PMI-2, which loses its place in long ones under load.
     data["launcher"]["env"] |= {"UCX_TLS": "tcp,self"}
