@@ -13,7 +13,8 @@ help: ## this list
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
 BESIDE := tests/test_slurm.py tests/test_pbs.py tests/test_scaler.py tests/test_cli_site.py tests/model \
-	tests/test_store_local.py tests/test_store_local_faults.py tests/test_cli_errors.py
+	tests/test_store_local.py tests/test_store_local_faults.py tests/test_cli_errors.py \
+	tests/test_queue_wide.py tests/test_scale_model.py
 
 demo: .venv/.demo ## equations of state of eight materials on a local pilot, and where one number came from
 	@say() { printf '\n$$ %s\n' "$$*"; "$$@"; }
