@@ -16,29 +16,28 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from pilot import lifecycle, log, records, signing
 from pilot.block import Block, allocated
 from pilot.config import ProjectConfig, load_project
-from pilot.errors import Fenced, PilotError, SchedulerError, StoreError
+from pilot.errors import Fenced, PilotError, SchedulerError, ServerError, StoreError, StoreUnavailable
 from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.pool.leftovers import remove_segments
 from pilot.executors.run.orphans import kill_orphans
 from pilot.model import new_token
 from pilot.pool_keeper import PoolKeeper, divided
 from pilot.pool_process import PoolProcess
-from pilot.reach import address_for
+from pilot.reach import inside
 from pilot.settings import PilotSettings, trouble_file
 from pilot.states import PilotState, PoolState
 from pilot.store import dependants, pilots, provenance, spool
 from pilot.store.access import PILOT_SELECT_S, checked, store_of
-from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 
 logger = logging.getLogger(__name__)
@@ -52,6 +51,9 @@ HURRY_S = 3.0
 PBS' kill_delay are rarely less than 10 s, but what the pool leaves is to be given back within them too."""
 STORE_LOST_S = 900.0
 """A pilot whose store has been away for so long ends itself; what it could not write is in its spool."""
+PATIENCE_S = 20.0
+"""So long a batch job looks for a store that does not answer: it may just be started anew, and a job is hard to get."""
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Agent:
@@ -96,7 +98,7 @@ class Agent:
 
     def run(self) -> int:
         """Supervise until the pilot is over; return its exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in _SIGNALS:
             signal.signal(number, self._note_signal)
         self._register()
         beating = threading.Thread(target=self._beat_loop, name="beat", daemon=True)
@@ -350,31 +352,56 @@ def main(argv: list[str]) -> int:
     config = load_project(Path(settings.root))
     log.to_file(config.pilot_folder(settings.pilot) / "agent.log")
     trouble = trouble_file(config.pilot_folder(settings.pilot))
+    for number in _SIGNALS:
+        signal.signal(number, _end_early)
     try:
         block, settings = allocated(settings)
         with ExitStack() as stack:
             if settings.store_in_pilot:
-                stack.enter_context(store_inside(config, settings))
-            store = stack.enter_context(store_of(config, start=not settings.batch, select_s=PILOT_SELECT_S))
+                stack.enter_context(inside(config, settings))
+            store = _found(config, settings, trouble)
+            stack.push(store)
             checked(store, config)
             trouble.unlink(missing_ok=True)
             return Agent(config, settings, store, block).run()
     except PilotError as exc:
         logger.error("the pilot cannot work: %s", exc)
         sys.stderr.write(f"pilot {settings.pilot}: {exc}\n")
-        trouble.write_text(f"its agent on {socket.gethostname()} cannot work: {exc}\n")
+        _note_trouble(trouble, f"cannot work: {exc}")
         return 1
 
 
-@contextmanager
-def store_inside(config: ProjectConfig, settings: PilotSettings) -> Iterator[None]:
-    """Run the embedded store on this node, where login and compute nodes reach it, until the pilot has ended."""
-    server = LocalServer(config.store_folder)
-    server.take(settings.pilot, address_for(settings.interfaces).address)
-    try:
-        yield
-    finally:
-        server.give_up()
+class _EndedEarly(PilotError):
+    """The agent was told to end before it had begun."""
+
+
+def _end_early(number: int, frame: FrameType | None) -> NoReturn:
+    """End in order, a server of its own included."""
+    for one in _SIGNALS:
+        signal.signal(one, signal.SIG_IGN)
+    raise _EndedEarly(f"ended on {signal.Signals(number).name} before it had begun")
+
+
+def _found(config: ProjectConfig, settings: PilotSettings, trouble: Path) -> Store:
+    """Open the store; a batch job that cannot reach it says so, and looks again for a while.
+
+    Raises:
+        StoreError: it cannot be reached, or does not let us in.
+    """
+    deadline = time.monotonic() + (PATIENCE_S if settings.batch else 0.0)
+    while True:
+        try:
+            return store_of(config, start=not settings.batch, select_s=PILOT_SELECT_S).__enter__()
+        except (ServerError, StoreUnavailable) as exc:
+            if time.monotonic() > deadline:
+                raise
+            logger.warning("the pilot cannot work yet: %s", exc)
+            _note_trouble(trouble, f"cannot work yet: {exc}")
+        time.sleep(1.0)
+
+
+def _note_trouble(trouble: Path, words: str) -> None:
+    trouble.write_text(f"its agent on {socket.gethostname()} {words}\n")
 
 
 if __name__ == "__main__":

@@ -192,15 +192,15 @@ def submit(
     if words := limits.doubt(site, request.queue):
         log.warning("%s", words)
     text = batch_script(site.batch, request, agent_argv(config, settings))
-    if settings.store_in_pilot:
-        LocalServer(config.store_folder).promise(settings.pilot)
-    elif words := reach.open_to(config, site):
+    if not settings.store_in_pilot and (words := reach.open_to(config, site)):
         log.warning("%s", words)
         pilots.beat_of(store, settings.pilot)  # a read is repeated by the driver, and finds the new connection
     folder = config.pilot_folder(settings.pilot)
     path = folder / "job.sh"
     path.write_text(text)
     ask_for(store, config, settings, scaler)
+    if settings.store_in_pilot:  # after that: a promise to a pilot that nobody knows is taken back
+        LocalServer(config.store_folder).promise(settings.pilot)
     try:
         job = Scheduler(system_of(site.batch.system)).submit(path)
     except SchedulerUnreachable:
@@ -208,7 +208,7 @@ def submit(
     except PilotError as exc:
         pilots.end(store, settings.pilot, PilotState.ENDED, str(exc), failed=True)
         if settings.store_in_pilot:
-            LocalServer(config.store_folder).promise("")
+            LocalServer(config.store_folder).promise("", instead_of=settings.pilot)
         raise
     (folder / "job.id").write_text(f"{job}\n")
     pilots.note(store, settings.pilot, {"job": job, "submitted": datetime.now(UTC)})

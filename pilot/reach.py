@@ -1,23 +1,40 @@
-"""At which of this host's addresses compute nodes reach the store, and whether the embedded server listens there."""
+"""How compute nodes reach the store: at which of this host's addresses, or on a node, inside of a pilot."""
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from pilot.config import ProjectConfig
-from pilot.errors import ConfigError
+from pilot.errors import ConfigError, StoreError
 from pilot.findings import Finding, note, ok, wrong
-from pilot.store.local import LocalServer, silent
+from pilot.settings import PilotSettings
+from pilot.store.local import LocalServer
+from pilot.store.server_record import silent
 
 if TYPE_CHECKING:
     from pilot.sites import Site
 
+logger = logging.getLogger(__name__)
+
 USUAL = ("ib", "hsn", "ipogif", "bond", "en", "eth")
 """How the names of interfaces between login and compute nodes begin, the fast ones first. The preference is that of
 radical.utils (``host.py``), the names those of Dragon (``facts.py``) and Polaris' ``bond0``."""
+
+
+OF_THIS_HOST = re.compile(r"lo|(docker|podman|cni|lxc|lxd|veth|virbr|vmnet)\w*|br-\w+")
+"""Interfaces that lead to containers and virtual machines of this host, or nowhere. A site's file may name them."""
+
+_NOWHERE = ("127.", "169.254.")
+"""Loopback, and what an interface gives itself where nobody assigns addresses: a management controller on USB."""
+_KEEP_S = 0.5
+_AGAIN_S = 10.0
+"""Until a server that could not be started anew inside of its pilot is tried once more."""
 
 
 class Address(NamedTuple):
@@ -45,6 +62,7 @@ def choose(listed: Sequence[str], there: Mapping[str, str], default: str = "") -
         if name in there:
             return Address(name, there[name], "the site's file names it")
     missing = f"{', '.join(listed)} of the site's file not being there, " if listed else ""
+    there = {name: address for name, address in there.items() if not OF_THIS_HOST.fullmatch(name)}
     for beginning in USUAL:
         for name in sorted(there):
             if re.fullmatch(rf"{beginning}\w*", name):
@@ -56,14 +74,15 @@ def choose(listed: Sequence[str], there: Mapping[str, str], default: str = "") -
 
 
 def interfaces() -> dict[str, str]:
-    """Return the IPv4 addresses of this host's interfaces that are up, loopback left out."""
+    """Return the IPv4 addresses of this host's interfaces that are up; no loopback, and none that nobody assigned."""
     import psutil
 
     up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
     found = {}
     for name, addresses in psutil.net_if_addrs().items():
         mine = [one.address for one in addresses if one.family == socket.AF_INET]
-        if name in up and mine and not mine[0].startswith("127."):
+        mine = [one for one in mine if not one.startswith(_NOWHERE)]
+        if name in up and mine:
             found[name] = mine[0]
     return found
 
@@ -160,3 +179,55 @@ def open_to(config: ProjectConfig, site: Site) -> str:
     if not LocalServer(config.store_folder).listen(chosen.address):
         return ""
     return f"the store listens at {chosen.address} ({chosen.interface}) too, for compute nodes: {chosen.why}"
+
+
+@contextmanager
+def inside(config: ProjectConfig, settings: PilotSettings) -> Iterator[None]:
+    """Run the embedded server on this node, where login and compute nodes reach it, until the pilot has ended.
+
+    If it runs elsewhere and stays there, it is used there.
+
+    Raises:
+        ServerError: it cannot run here, or stays where this node cannot reach it.
+        ConfigError: this node has no address but loopback.
+    """
+    server = LocalServer(config.store_folder)
+    try:
+        if server.take(settings.pilot, address_for(settings.interfaces).address):
+            with _kept_up(server):
+                yield
+        else:
+            logger.warning("the store stays where it runs, as it is used there")
+            yield
+    finally:
+        server.give_up(settings.pilot)
+
+
+@contextmanager
+def _kept_up(server: LocalServer) -> Iterator[None]:
+    """Start the server anew whenever it ends.
+
+    A batch system that ends a job signals all processes of it: the server ends first, while pools and agent still have
+    to write what they know.
+    """
+    over = threading.Event()
+
+    def keep() -> None:
+        wait_s = _KEEP_S
+        while not over.wait(wait_s):
+            wait_s = _KEEP_S
+            try:
+                if not server.runs:
+                    logger.warning("the store has ended before its pilot: starting it anew")
+                    server.start()
+            except StoreError as exc:
+                logger.error("%s", exc)
+                wait_s = _AGAIN_S
+
+    thread = threading.Thread(target=keep, name="store", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -6,7 +6,7 @@ from pilot import signing
 from pilot.config import ProjectConfig, read_secret
 from pilot.errors import SchemaMismatch
 from pilot.model import SCHEMA
-from pilot.store import schema
+from pilot.store import pilots, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 
@@ -33,11 +33,8 @@ def store_of(
     if not config.embedded:
         return Store(read_secret(config.uri_file), config.database, timeout_s=timeout_s, select_s=select_s)
     server = LocalServer(config.store_folder)
-    visit = start and server.away and not server.runs
-    uri = server.start() if start else server.uri()
-    return Store(
-        uri, config.database, timeout_s=timeout_s, select_s=select_s, after=server.leave if visit else None
-    )  # fmt: skip
+    uri, done = server.use() if start else (server.uri(), None)
+    return Store(uri, config.database, timeout_s=timeout_s, select_s=select_s, after=done)
 
 
 def create(config: ProjectConfig) -> None:
@@ -49,6 +46,8 @@ def create(config: ProjectConfig) -> None:
 def checked(store: Store, config: ProjectConfig) -> Store:
     """Make sure that an open store has our schema and was made with our key; make it where `init` could not.
 
+    What is found of where the store is to run is corrected too.
+
     Raises:
         SchemaMismatch: it is another version's or another project's.
         SignatureError: it was made with another key.
@@ -59,7 +58,17 @@ def checked(store: Store, config: ProjectConfig) -> Store:
         if not schema.empty(store):
             raise
         schema.create(store, config.id, proof(config))
+    _settle(store, config)
     return store
+
+
+def _settle(store: Store, config: ProjectConfig) -> None:
+    """Take back what is promised to a pilot that will not come: it was cancelled, failed, or is over."""
+    if not config.embedded:
+        return
+    server = LocalServer(config.store_folder)
+    if (pilot := server.home) and not pilots.live(store, pilot):
+        server.promise("", instead_of=pilot)
 
 
 def proof(config: ProjectConfig) -> bytes:

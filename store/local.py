@@ -1,35 +1,34 @@
 """The embedded server: a private mongod per project, started on first use, for one user, safe to start from anywhere.
 
 In its directory (mode 0700) lie `db/`, `keyfile` (with which we administrate), `password` (of the user `pilot`),
-`server.json` (what runs where), `lock` (held only while starting or stopping), `mongod.log` and `mongod.out`.
+`server.json` (what runs where), `lock` (held only while starting or stopping), `users` (held by all who use it),
+`mongod.log` and `mongod.out`.
 """
 
 from __future__ import annotations
 
 import base64
-import fcntl
-import json
 import os
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from pymongo import MongoClient
 
 from pilot.errors import ServerError, StoreDenied, StoreError, StoreUnavailable
-from pilot.store import mongod
+from pilot.store import mongod, server_users
 from pilot.store.mongo import Document, connect, translating
+from pilot.store.server_record import LOOPBACK, Record, boot_id, own, silent, write_private
 
-LOOPBACK = "127.0.0.1"
 _USER = "pilot"
+_STOP_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -49,37 +48,6 @@ class ServerStatus:
     """At which it listens, or listened last."""
     size_bytes: int
     """What its directory takes on the disk."""
-
-
-@dataclass(frozen=True)
-class _Record:
-    """`server.json`: the last server that was made ready; `pid` is 0 once it was stopped."""
-
-    pid: int = 0
-    port: int = 0
-    addresses: tuple[str, ...] = (LOOPBACK,)
-    host: str = ""
-    boot: str = ""
-    version: str = ""
-    started: str = ""
-    home: str = ""
-    """The pilot in which it is to run, or runs; empty: in none."""
-    moved: bool = False
-    """Whether it runs there."""
-
-    @property
-    def here(self) -> bool:
-        """Whether it was this machine's (whose name may change, as a container's does)."""
-        return not self.pid or self.host == socket.gethostname() or self.boot == _boot_id() != ""
-
-    @property
-    def open(self) -> list[str]:
-        """Return the addresses under which other machines may find it."""
-        return [address for address in self.addresses if address not in (LOOPBACK, "::1")]
-
-    def answering(self) -> str | None:
-        """Return the first of them at which it answers this machine."""
-        return next((address for address in self.open if not silent(address, self.port)), None)
 
 
 class LocalServer:
@@ -128,17 +96,33 @@ class LocalServer:
             ServerError: it cannot run here, runs elsewhere, or is not ready in time; the message has its own words.
         """
         deadline = time.monotonic() + deadline_s
-        try:
+        with self._trying("start"):
             if self._in_use():
                 return self.uri()
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._directory.chmod(0o700)
             with self._locked(deadline):
                 if self._in_use():  # by now, thanks to whom we have waited for
                     return self.uri()
                 return self._start(deadline)
-        except OSError as exc:
-            raise ServerError(f"cannot start the store in {self._directory}: {exc}") from exc
+
+    def use(self, deadline_s: float = 60.0) -> tuple[str, Callable[[], None]]:
+        """Start it if need be; return its URI, and what to call when done.
+
+        One that is promised to a pilot is stopped by the last process of this host that is done with it.
+
+        Raises:
+            ServerError: as `start` does.
+        """
+        end = server_users.show(self._directory)
+
+        def done() -> None:
+            end()
+            self.leave()
+
+        try:
+            return self.start(deadline_s), done
+        except BaseException:
+            end()
+            raise
 
     def stop(self, deadline_s: float = 60.0) -> bool:
         """Shut the server down cleanly; False if it did not run.
@@ -146,22 +130,14 @@ class LocalServer:
         Raises:
             ServerError: it runs on another host, is not ours to stop, or did not end in time.
         """
-        deadline = time.monotonic() + deadline_s
         if not self._directory.is_dir():
             return False
-        try:
-            with self._locked(deadline):
-                record = self._read()
-                if not record.here:
-                    raise ServerError(self._elsewhere(record))
-                if record.pid:  # first, so that nobody who starts it now takes the ending one for ready
-                    self._write(replace(record, pid=0))
-                process = mongod.running(self._db)
-                if process is not None:
-                    self._end(process, deadline)
-                return process is not None
-        except OSError as exc:
-            raise ServerError(f"cannot stop the store in {self._directory}: {exc}") from exc
+        deadline = time.monotonic() + deadline_s
+        with self._trying("stop"), self._locked(deadline):
+            record = self._read()
+            if not record.here:
+                raise ServerError(self._elsewhere(record))
+            return self._halt(record, deadline)
 
     def status(self) -> ServerStatus:
         """Look at the server, without starting it or asking it anything.
@@ -193,24 +169,20 @@ class LocalServer:
         Raises:
             ServerError: as `start` and `stop` do.
         """
-        record = self._read()
-        if self._ready(record) is not None and address in record.addresses:
-            return False
-        if not record.here:
-            self.uri()
-            return False
-        self.stop(deadline_s)
-        addresses = [address, *_own(record.addresses)]  # others look at the latest first
-        LocalServer(self._directory, addresses=addresses, cache_gb=self._cache_gb).start(deadline_s)
-        return True
+        deadline = time.monotonic() + deadline_s
+        with self._trying("start"), self._locked(deadline):
+            record = self._read()
+            if record.here:
+                return self._listen(record, address, deadline)
+        self.uri()
+        return False
 
     # -- inside of a pilot ------------------------------------------------------------------------
 
     @property
-    def away(self) -> bool:
-        """Whether it is to run in a pilot that has not begun: until then it runs here while somebody needs it."""
-        record = self._read()
-        return bool(record.home) and not record.moved
+    def home(self) -> str:
+        """The pilot in which it is to run, or runs; "": none. Until that begins it runs where it is needed."""
+        return self._read().home
 
     @property
     def inside(self) -> str:
@@ -223,45 +195,71 @@ class LocalServer:
         """Whether it runs on this host, ready for use."""
         return self._ready(self._read()) is not None
 
-    def promise(self, pilot: str) -> None:
-        """Write that it is to run inside of this pilot; "" takes that back, if it does not run there yet."""
-        with self._locked(time.monotonic() + 60.0):
+    def promise(self, pilot: str, instead_of: str | None = None) -> None:
+        """Write that it is to run inside of this pilot ("": of none), unless it runs inside of one on another host.
+
+        With `instead_of` only if it is that pilot to which it is promised.
+        """
+        with self._trying("promise"), self._locked(time.monotonic() + _STOP_S):
             record = self._read()
-            if not record.moved:
-                self._write(replace(record, home=pilot))
+            if instead_of in (None, record.home) and (record.here or not record.moved):
+                replace(record, home=pilot, moved=False).write(self._directory)
 
     def leave(self) -> None:
-        """Stop it on this host for the pilot for which it is promised, unless that has it already."""
-        with self._locked(time.monotonic() + 60.0):
+        """Stop it on this host if it is promised to a pilot, and no process of this host uses it."""
+        record = self._read()
+        if not record.promised or self._ready(record) is None:
+            return
+        deadline = time.monotonic() + _STOP_S
+        with self._trying("stop"), self._locked(deadline):
             record = self._read()
-            process = self._ready(record)
-            if record.home and not record.moved and process is not None:
-                self._write(replace(record, pid=0))
-                self._end(process, time.monotonic() + 60.0)
+            if not record.promised or self._ready(record) is None:
+                return
+            with server_users.none(self._directory) as unused:
+                if unused:  # who begins to use it after this finds it stopped
+                    replace(record, pid=0).write(self._directory)
+            if unused:
+                self._halt(record, deadline)
 
-    def take(self, pilot: str, address: str, patience_s: float = 120.0) -> str:
-        """Run it on this host, for the pilot that has it inside, and return its URI.
+    def take(self, pilot: str, address: str, patience_s: float = 120.0) -> bool:
+        """Run it on this host, for the pilot inside of which it is to run.
 
-        If it runs on another host, it is waited for to be stopped there; a while later it is used there.
+        If it runs on another host, it is waited for to be stopped there.
+
+        Returns:
+            False: it has not been, or another pilot has it; it stays there, and is used from here.
 
         Raises:
-            ServerError: it cannot run here, or runs elsewhere where this host cannot reach it.
+            ServerError: it cannot run here, or stays where this host cannot reach it.
         """
-        deadline = time.monotonic() + patience_s
-        while not self._read().here and time.monotonic() < deadline:
+        late_at = time.monotonic() + patience_s
+        while True:
+            late = time.monotonic() > late_at
+            deadline = time.monotonic() + _STOP_S
+            with self._trying("start"), self._locked(deadline):
+                record = self._read()
+                others = record.moved and record.home != pilot
+                if record.here and not (others and self._ready(record)):
+                    self._listen(record, address, deadline)
+                    replace(self._read(), home=pilot, moved=True).write(self._directory)
+                    return True
+                if late and record.promised:  # else whoever is done with it there would stop it
+                    replace(record, home="").write(self._directory)
+            if late or others:
+                self.uri()
+                return False
             time.sleep(0.5)
-        if not self._read().here:
-            return self.uri()
-        self.listen(address)
-        with self._locked(time.monotonic() + 60.0):
-            self._write(replace(self._read(), home=pilot, moved=True))
-        return self.uri()
 
-    def give_up(self) -> None:
-        """Stop it at the end of the pilot that had it inside; from then on it runs where it is needed."""
-        self.stop()
-        with self._locked(time.monotonic() + 60.0):
-            self._write(replace(self._read(), home="", moved=False))
+    def give_up(self, pilot: str) -> None:
+        """Stop it at the end of a pilot, if it runs inside of that; from then on it runs where it is needed.
+
+        It stays promised to the pilot, which may be started again; see `access.checked`.
+        """
+        deadline = time.monotonic() + _STOP_S
+        with self._trying("stop"), self._locked(deadline):
+            record = self._read()
+            if record.here and record.home in (pilot, ""):  # none, if somebody saw the pilot's end before it was over
+                self._halt(replace(record, moved=False), deadline)
 
     # -- starting ---------------------------------------------------------------------------------
 
@@ -270,9 +268,17 @@ class LocalServer:
         record = self._read()
         return not record.here or self._ready(record) is not None
 
-    def _ready(self, record: _Record) -> mongod.Process | None:
+    def _ready(self, record: Record) -> mongod.Process | None:
         process = mongod.running(self._db)
         return process if process is not None and process.pid == record.pid else None
+
+    def _listen(self, record: Record, address: str, deadline: float) -> bool:
+        if self._ready(record) is not None and address in record.addresses:
+            return False
+        self._halt(record, deadline)
+        addresses = [address, *own(record.addresses)]  # others look at the latest first
+        LocalServer(self._directory, addresses=addresses, cache_gb=self._cache_gb)._start(deadline)
+        return True
 
     def _start(self, deadline: float) -> str:
         self._db.mkdir(mode=0o700, exist_ok=True)
@@ -281,9 +287,9 @@ class LocalServer:
         self._secret("password", secrets.token_urlsafe(32))
         process, version = self._bring_up(deadline)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        made = _Record(process.pid, process.port, self._listening(), socket.gethostname(), _boot_id(), version, started)
+        made = Record(process.pid, process.port, self._listening(), socket.gethostname(), boot_id(), version, started)
         before = self._read()
-        self._write(replace(made, home=before.home, moved=before.moved))
+        replace(made, home=before.home, moved=before.moved).write(self._directory)
         return self._uri(LOOPBACK, process.port)
 
     def _bring_up(self, deadline: float) -> tuple[mongod.Process, str]:
@@ -296,7 +302,7 @@ class LocalServer:
 
     def _listening(self) -> tuple[str, ...]:
         """Return the addresses to listen at, loopback first."""
-        wanted = _own(self._read().addresses) if self._addresses is None else self._addresses
+        wanted = own(self._read().addresses) if self._addresses is None else self._addresses
         return (LOOPBACK, *dict.fromkeys(address for address in wanted if address != LOOPBACK))
 
     def _adopt(self, process: mongod.Process, deadline: float) -> str | None:
@@ -356,6 +362,16 @@ class LocalServer:
 
     # -- stopping ---------------------------------------------------------------------------------
 
+    def _halt(self, record: Record, deadline: float) -> bool:
+        """End what runs on this host; write `record` first, so that nobody takes the ending one for ready."""
+        record = replace(record, pid=0)
+        if record != self._read():
+            record.write(self._directory)
+        process = mongod.running(self._db)
+        if process is not None:
+            self._end(process, deadline)
+        return process is not None
+
     def _end(self, process: mongod.Process, deadline: float) -> None:
         with suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGTERM)
@@ -370,28 +386,33 @@ class LocalServer:
 
     @contextmanager
     def _locked(self, deadline: float) -> Iterator[None]:
+        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._directory.chmod(0o700)
         path = self._directory / "lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as exc:
-                    if time.monotonic() > deadline:
-                        raise ServerError(
-                            f"another process is still starting or stopping the store in {self._directory}; "
-                            f"try again, or see with `fuser {path}` who it is"
-                        ) from exc
-                    time.sleep(0.02)
+            while not server_users.lock(descriptor):
+                if time.monotonic() > deadline:
+                    raise ServerError(
+                        f"another process is still starting or stopping the store in {self._directory}; "
+                        f"try again, or see with `fuser {path}` who it is"
+                    )
+                time.sleep(0.02)
             yield
         finally:
             os.close(descriptor)
 
+    @contextmanager
+    def _trying(self, verb: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as exc:
+            raise ServerError(f"cannot {verb} the store in {self._directory}: {exc}") from exc
+
     def _secret(self, name: str, fresh: str | None = None) -> str:
         path = self._directory / name
         if fresh is not None and not path.exists():
-            _write_private(path, fresh)
+            write_private(path, fresh)
         return path.read_text("ascii")
 
     def _uri(self, host: str, port: int) -> str:
@@ -399,13 +420,13 @@ class LocalServer:
         password = quote(self._secret("password"), safe="")
         return f"mongodb://{_USER}:{password}@{host}:{port}/?authSource=admin&directConnection=true"
 
-    def _remote_uri(self, record: _Record) -> str:
+    def _remote_uri(self, record: Record) -> str:
         address = record.answering()
         if address is None:
             raise ServerError(self._elsewhere(record))
         return self._uri(address, record.port)
 
-    def _elsewhere(self, record: _Record) -> str:
+    def _elsewhere(self, record: Record) -> str:
         places = ", ".join(f"{one}:{record.port} ({silent(one, record.port)})" for one in record.open)
         found = (
             f"does not answer there, at {places}"
@@ -424,7 +445,7 @@ class LocalServer:
             f"if the host is gone for good, remove {self._directory / 'server.json'}"
         )
 
-    def _reason(self, record: _Record, process: mongod.Process | None) -> str:
+    def _reason(self, record: Record, process: mongod.Process | None) -> str:
         if not record.here:
             return self._elsewhere(record)
         if process is not None:
@@ -434,58 +455,8 @@ class LocalServer:
             return f"it ended without being stopped ({words}); `pilot store start` brings it back"
         return "stopped" if record.started else "never started"
 
-    def _read(self) -> _Record:
-        try:
-            found: dict[str, Any] = json.loads((self._directory / "server.json").read_text("utf-8"))
-            return _Record(**{**found, "addresses": tuple(found["addresses"])})
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return _Record()  # absent or damaged: nothing is known, and mongod's own lock still guards the data
-        except OSError as exc:
-            raise ServerError(f"cannot read the store's directory {self._directory}: {exc}") from exc
-
-    def _write(self, record: _Record) -> None:
-        _write_private(self._directory / "server.json", json.dumps(asdict(record), indent=1) + "\n")
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replace `path`, all or nothing, by a file that only its owner can read."""
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-
-
-def silent(address: str, port: int) -> str:
-    """Return why nobody answers at an address; "" if somebody does."""
-    try:
-        socket.create_connection((address, port), timeout=5.0).close()
-    except OSError as exc:
-        return exc.strerror or str(exc)
-    return ""
-
-
-def _own(addresses: Iterable[str]) -> list[str]:
-    """Return those of `addresses` that this host has."""
-    own = []
-    for address in addresses:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe, suppress(OSError):
-            probe.bind((address, 0))
-            own.append(address)
-    return own
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-    except OSError:
-        return ""
+    def _read(self) -> Record:
+        return Record.read(self._directory)
 
 
 def _size(directory: Path) -> int:

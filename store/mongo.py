@@ -130,7 +130,7 @@ class Store:
         self._timeout_s = timeout_s
         self._select_s = select_s
         self._after = after
-        """Called when it has been closed."""
+        """Called when it has been closed, or could not be opened."""
         self._client: MongoClient[Document] | None = None
 
     def __repr__(self) -> str:
@@ -159,6 +159,7 @@ class Store:
                 client.admin.command("ping")
         except BaseException:
             client.close()
+            self._closed()
             raise
         self._client = client
         return self
@@ -167,8 +168,11 @@ class Store:
         if self._client is not None:
             self._client.close()
             self._client = None
-            if self._after is not None:
-                self._after()
+            self._closed()
+
+    def _closed(self) -> None:
+        if self._after is not None:
+            self._after()
 
 
 # -- its errors -----------------------------------------------------------------------------------

@@ -101,6 +101,13 @@ def beat_of(store: Store, pilot: str) -> int | None:
     return None if found is None else int(found["beat"])
 
 
+@translating("read a pilot's state")
+def live(store: Store, pilot: str) -> bool:
+    """Return whether a pilot is in the store and has not ended."""
+    found = store.pilots.find_one({"_id": pilot, "state": {"$in": [s.value for s in LIVE_PILOTS]}}, {"_id": 1})
+    return found is not None
+
+
 @translating("ask pilots to drain")
 def drain(store: Store, pilots: Iterable[str], now: bool = False) -> int:
     """Ask pilots to take no more work and end; `now`: without finishing what runs. Return how many live."""

@@ -22,7 +22,7 @@ from pilot.states import JobState
 from pilot.store.local import LocalServer
 from tests import batch_rig, pilot_tasks
 from tests.batch_rig import UP_S, User, wait_until
-from tests.rig import Rig
+from tests.rig import Rig, kill
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -155,7 +155,7 @@ def test_the_store_inside_of_a_pilot(user: User, queued: Callable[..., dict[str,
     assert "queued" in user.run("pilots")  # the store was started for this, and is stopped again
     assert not server.status().running
     run_now(asked)
-    wait_until(lambda: server.status().running and not server.away, UP_S, "the pilot runs it", user.log(asked))
+    wait_until(lambda: server.inside and server.status().running, UP_S, "the pilot runs it", user.log(asked))
     wait_until(lambda: "succeeded" in user.run("show", task), UP_S, "the task is done", user.log(asked))
     assert "ended" in user.run("down")
     assert user.await_over(asked["job"]) is JobState.COMPLETED
@@ -176,3 +176,100 @@ def test_a_pilot_that_cannot_reach_the_store_says_so(user: User, queued: Callabl
     assert "cannot work: the store in " in reason
     assert "listens only to that host itself" in reason
     assert "pilot store start --interface" in reason
+
+
+def test_a_pilot_waits_for_a_store_that_is_just_started_anew(user: User, queued: Callable[..., dict[str, Any]]) -> None:
+    asked = queued()
+    server = LocalServer(user.rig.config.store_folder)
+    server.stop()
+    trouble = user.rig.config.pilot_folder(asked["pilot"]) / "trouble"
+    run_now(asked)
+    said = wait_until(lambda: trouble.is_file() and trouble.read_text(), UP_S, "it says so", user.log(asked))
+    assert "cannot work yet: the store in " in said
+    server.start()
+    user.await_up(asked)
+    assert "cannot work" not in user.view(asked["pilot"])["reason"]
+    assert "ended" in user.run("down")
+
+
+def inside(user: User, asked: dict[str, Any]) -> LocalServer:
+    """Start a pilot that has the store inside; return that."""
+    server = LocalServer(user.rig.config.store_folder)
+    run_now(asked)
+    wait_until(lambda: server.inside == asked["pilot"] and server.runs, UP_S, "it has the store", user.log(asked))
+    return server
+
+
+def test_a_pilot_with_the_store_inside_that_is_deleted(user: User, queued: Callable[..., dict[str, Any]]) -> None:
+    task = user.run("submit", "--retries", "0", "--", "sleep", "120").split()[0]
+    asked = queued("--store-in-pilot")
+    server = inside(user, asked)
+    wait_until(lambda: "leased" in user.run("show", task), UP_S, "it is at work", user.log(asked))
+    user.scheduler.cancel([asked["job"]])  # which signals the server as well
+    assert user.await_over(asked["job"]) is JobState.CANCELLED
+    assert not server.runs
+    view = user.view(asked["pilot"])
+    assert (view["state"], view["reason"]) == ("ended", "ended on SIGTERM"), user.words(asked["pilot"])
+    assert "ready" in user.run("show", task)
+    user.run("cancel", task)
+    assert server.runs, "it is here again, and stays"
+    assert server.home == ""
+
+
+def test_a_store_that_dies_inside_of_its_pilot(user: User, queued: Callable[..., dict[str, Any]]) -> None:
+    asked = queued("--store-in-pilot")
+    server = inside(user, asked)
+    user.await_up(asked)
+    kill(server.status().pid or 0)
+    task = user.run("submit", "--", "true").split()[0]
+    wait_until(lambda: "succeeded" in user.run("show", task), UP_S, "the task is done", user.log(asked))
+    assert server.inside == asked["pilot"]
+    assert "ended" in user.run("down")
+    assert user.await_over(asked["job"]) is JobState.COMPLETED
+    assert not server.runs
+
+
+def test_a_store_that_was_promised_to_a_pilot_that_is_taken_back(
+    user: User, queued: Callable[..., dict[str, Any]]
+) -> None:
+    asked = queued("--store-in-pilot")
+    server = LocalServer(user.rig.config.store_folder)
+    assert server.home == asked["pilot"]
+    assert "ended" in user.run("down")
+    user.run("status")
+    assert server.home == ""
+    assert server.runs
+
+
+def test_a_store_that_was_promised_stays_while_a_pilot_here_uses_it(
+    user: User, queued: Callable[..., dict[str, Any]]
+) -> None:
+    asked = queued("--store-in-pilot")
+    server = LocalServer(user.rig.config.store_folder)
+    here = json.loads(user.run("up", "--site", "local", "--slots", "1", "--json"))
+    user.run("status")
+    assert server.runs
+    assert "ended" in user.run("down", here["pilot"])
+    wait_until(lambda: not server.runs or user.run("status"), UP_S, "the last who used it has stopped it")
+    assert not server.runs
+    assert server.home == asked["pilot"]
+    user.run("down")
+    user.run("status")
+
+
+def test_a_pilot_that_ends_before_it_has_the_store(user: User, queued: Callable[..., dict[str, Any]]) -> None:
+    asked = queued("--store-in-pilot")
+    path = user.rig.config.store_folder / "server.json"
+    before = json.loads(path.read_text())
+    path.write_text(json.dumps(before | {"pid": 1, "host": "login1", "boot": "b"}))
+    run_now(asked)
+    log = user.rig.config.pilot_folder(asked["pilot"]) / "agent.log"
+    wait_until(log.exists, UP_S, "its agent has begun")
+    user.scheduler.cancel([asked["job"]])
+    user.await_over(asked["job"])
+    path.write_text(json.dumps(before))
+    server = LocalServer(user.rig.config.store_folder)
+    assert "ended on SIGTERM before it had begun" in user.view(asked["pilot"])["reason"]
+    user.run("status")  # the first command has found that it is lost
+    assert server.home == ""
+    server.start()

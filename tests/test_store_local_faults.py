@@ -16,9 +16,10 @@ import pytest
 from pymongo import MongoClient
 
 from pilot.errors import ServerError, ServerNotFound, StoreError
-from pilot.store import local, mongod
+from pilot.store import mongod
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store, translating
+from pilot.store.server_record import boot_id
 from tests.conftest import SERVICES, need
 from tests.server_rig import another, change_record, fake, kill, record, serving, use, wait_for
 
@@ -110,7 +111,7 @@ def test_a_server_of_another_host(server: LocalServer, directory: Path) -> None:
     status = server.status()
     assert (status.running, status.host) == (False, "far")
     assert "runs on host 'far'" in status.reason
-    change_record(directory, boot=local._boot_id())  # the same machine under a new name
+    change_record(directory, boot=boot_id())  # the same machine under a new name
     assert server.status().running
 
 

@@ -94,9 +94,12 @@ def up(
         if inside:
             _check_that_it_can_move(project)
         job = allocation.submit(project.store, config, machine, settings, queue or "", account or "")
-        _say_queued(settings, job, as_json)
-    if inside:
-        LocalServer(config.store_folder).leave()
+    _say_queued(settings, job, as_json)
+    if inside and LocalServer(config.store_folder).runs:
+        tell(
+            "the store still runs here, as another program uses it; a pilot that begins meanwhile waits two minutes "
+            "for it, then uses it here if it can reach it"
+        )
 
 
 def _check_that_it_can_move(project: Opened) -> None:
@@ -153,7 +156,7 @@ def _say_queued(settings: PilotSettings, job: str, as_json: bool) -> None:
         f"for {text.span(settings.walltime_s or 0)}"
     )
     if settings.store_in_pilot:
-        out.print("[dim]the store is stopped here and will run inside of it; until then, what needs it starts it[/]")
+        out.print("[dim]the store will run inside of it; until then, what needs it starts it here, and stops it[/]")
     out.print("[dim]`pilot pilots` shows what it waits for, `pilot down` takes it back[/]")
 
 
