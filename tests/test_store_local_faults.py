@@ -49,7 +49,7 @@ def test_a_killed_starter_leaves_nothing_that_does_not_heal(server: LocalServer,
             time.sleep(moments.uniform(0.1, 1.0))
             process.kill()
         if moments.random() < 0.3 and (process_ := mongod.running(directory / "db")):
-            os.kill(process_.pid, signal.SIGKILL)
+            kill(process_.pid)
         status = server.status()
         assert status.running or status.reason
         if moments.random() < 0.5:
