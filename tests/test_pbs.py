@@ -192,6 +192,12 @@ def test_a_pilot_waits_for_a_store_that_is_just_started_anew(user: User, queued:
     assert "ended" in user.run("down")
 
 
+def listed(user: User, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what a command, which starts the store if it is stopped, lists of a pilot."""
+    views: list[dict[str, Any]] = json.loads(user.run("pilots", "--json"))
+    return next(view for view in views if view["id"] == asked["pilot"])
+
+
 def inside(user: User, asked: dict[str, Any]) -> LocalServer:
     """Start a pilot that has the store inside; return that."""
     server = LocalServer(user.rig.config.store_folder)
@@ -208,7 +214,7 @@ def test_a_pilot_with_the_store_inside_that_is_deleted(user: User, queued: Calla
     user.scheduler.cancel([asked["job"]])  # which signals the server as well
     assert user.await_over(asked["job"]) is JobState.CANCELLED
     assert not server.runs
-    view = user.view(asked["pilot"])
+    view = listed(user, asked)
     assert (view["state"], view["reason"]) == ("ended", "ended on SIGTERM"), user.words(asked["pilot"])
     assert "ready" in user.run("show", task)
     user.run("cancel", task)
@@ -227,6 +233,7 @@ def test_a_store_that_dies_inside_of_its_pilot(user: User, queued: Callable[...,
     assert "ended" in user.run("down")
     assert user.await_over(asked["job"]) is JobState.COMPLETED
     assert not server.runs
+    server.start()
 
 
 def test_a_store_that_was_promised_to_a_pilot_that_is_taken_back(
@@ -269,7 +276,7 @@ def test_a_pilot_that_ends_before_it_has_the_store(user: User, queued: Callable[
     user.await_over(asked["job"])
     path.write_text(json.dumps(before))
     server = LocalServer(user.rig.config.store_folder)
-    assert "ended on SIGTERM before it had begun" in user.view(asked["pilot"])["reason"]
+    assert "ended on SIGTERM before it had begun" in listed(user, asked)["reason"]
     user.run("status")  # the first command has found that it is lost
     assert server.home == ""
     server.start()
