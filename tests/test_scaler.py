@@ -41,10 +41,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def made(store: Store, fake: Path, tmp_path: Path) -> Callable[..., Scaler]:
+def made(store: Store, mongod_uri: str, fake: Path, tmp_path: Path) -> Callable[..., Scaler]:
     """Return what makes scalers of one site, whose store has work for one pilot."""
     (tmp_path / "project").mkdir()
-    config = create_project(tmp_path / "project")
+    config = create_project(tmp_path / "project", mongod_uri)  # else it would start a server of its own
     signing.create_key(config.key_file)
     queue_rig.submit(store, *[queue_rig.task(f"t-{number}") for number in range(20)])
     return lambda **wishes: Scaler(store, config, load_site("pbs"), Wishes(**wishes))
