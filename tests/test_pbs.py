@@ -44,9 +44,11 @@ def user(lobby: Rig, fake: Path) -> Iterator[User]:
     path = lobby.config.root / "sim.yaml"
     path.write_text(yaml.safe_dump(data))
     scheduler = Scheduler(pbs)
-    yield User(lobby, path, scheduler)
+    user = User(lobby, path, scheduler)
+    yield user
     (fake / "away").unlink(missing_ok=True)
     scheduler.cancel([path.read_text().strip() for path in lobby.config.folder.glob("pilots/*/job.id")])
+    wait_until(lambda: user.run("pilots", "--live", "--json") == "[]\n", UP_S, "all pilots are over")
 
 
 def test_a_pilot(user: User) -> None:
