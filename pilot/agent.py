@@ -29,7 +29,7 @@ from pilot.config import ProjectConfig, load_project
 from pilot.errors import Fenced, PilotError, SchedulerError, ServerError, StoreError, StoreUnavailable
 from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.pool.leftovers import remove_segments
-from pilot.executors.run.orphans import kill_orphans
+from pilot.executors.run.orphans import end_pool
 from pilot.model import new_token
 from pilot.pool_keeper import PoolKeeper, divided
 from pilot.pool_process import PoolProcess
@@ -108,7 +108,7 @@ class Agent:
         finally:
             for pool in self._pools():  # an error that nobody expected: nobody would look after them
                 pool.kill()
-                kill_orphans("PILOT_POOL", pool.launch)
+                end_pool(pool.launch)
             self._ending.set()
         beating.join(10.0)
         self._guarded("write the final state", self._write_end)
@@ -318,7 +318,7 @@ class Agent:
 
     def _pool_ended(self, keeper: PoolKeeper, pool: PoolProcess, code: int) -> None:
         """Clean up after a pool, and let its block have another one unless the pilot is ending."""
-        count = kill_orphans("PILOT_POOL", pool.launch)
+        count = end_pool(pool.launch)
         segments = remove_segments() if code else []
         logger.info(
             "pool %s ended with exit code %d; killed %d orphans, removed %d segments of shared memory",

@@ -19,6 +19,7 @@ from pilot.block import Block
 from pilot.errors import LauncherNotFound
 from pilot.executors.run.launch import host_lines
 from pilot.executors.run.scrub import scrubbed
+from pilot.executors.run.sessions import sessions, variables
 from pilot.settings import PilotSettings
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,8 @@ class PoolProgram:
                 f"{sys.executable!r} nor on the PATH; install an MPI, e.g. pip install 'hpc-pilot[mpich]'"
             )
         own = {name: value.format(**places) for name, value in s.launcher_env.items()}
-        env = {**scrubbed(os.environ), **self._block.env, **own, "PILOT_POOL": self.launch}
+        kept = variables(sessions(self.launch))
+        env = {**scrubbed(os.environ), **self._block.env, **kept, **own, "PILOT_POOL": self.launch}
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [found, *program[1:], *argv], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env,

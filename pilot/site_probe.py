@@ -21,7 +21,7 @@ from pilot.block import Block, allocated
 from pilot.config import load_project
 from pilot.errors import PilotError
 from pilot.executors.pool.probe import NESTED_RANKS, Errand, What
-from pilot.executors.run.orphans import kill_orphans
+from pilot.executors.run.orphans import end_pool
 from pilot.findings import Finding, Verdict, note, ok, wrong
 from pilot.pool_program import PoolProgram, ranks_by_host
 from pilot.settings import PilotSettings
@@ -237,7 +237,7 @@ def _ended(program: PoolProgram) -> Iterator[None]:
         yield
     finally:
         program.kill()
-        kill_orphans("PILOT_POOL", program.launch, 0.0)
+        end_pool(program.launch, 0.0)
 
 
 def _wait(look: Callable[[], int | None], deadline_s: float) -> int | None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from pilot.executors.run.sessions import variables
+
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "pool_program.py"
 BIN = Path(sys.executable).parent
@@ -66,7 +68,7 @@ class Pool:
         self.mark = folder.name
         self.crashing_launcher = "MPI4PY_LIBMPI" in env
         """Open MPI 5.0.11's prterun sometimes crashes itself when a rank aborts; the ranks end all the same."""
-        self.env = {**os.environ, **env, MARK: self.mark}
+        self.env = {**os.environ, **variables(str(folder / "sessions")), **env, MARK: self.mark}
         self.env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]).rstrip(":")
         self.output = folder / "output.txt"
 

@@ -17,6 +17,7 @@ from pilot.calls import bind
 from pilot.executors.run.handle import Child, Item, Key, Settings
 from pilot.executors.run.output import Output
 from pilot.executors.run.scrub import child_environment
+from pilot.executors.run.sessions import remove, sessions
 from pilot.executors.run.wire import pack_work
 from pilot.functions import describe
 from pilot.model import Blob, Command, Placement, RankPlace, Result, Work
@@ -28,6 +29,7 @@ from tests import run_tasks
 
 ENTRY = str(Path(__file__).parent / "run_entry.py")
 REPOSITORY = str(Path(__file__).parent.parent)
+_NUMBERS = itertools.count()
 FAST = Settings(start_s=30.0, delays_s=(0.05, 0.05), rest_s=5.0, grace_s=0.5, cancel_grace_s=0.5, hold_s=0.3)
 
 
@@ -45,7 +47,8 @@ class Rig:
             (root / name).mkdir(parents=True, exist_ok=True)
         self.objects = Objects(root / "objects")
         self.output = Output(root / "out" / "testhost" / "slot-1.out")
-        environ = {**child_environment(os.environ, f"test-{os.getpid()}", 1), "PYTHONPATH": REPOSITORY, **env}
+        self.pool = f"test-{os.getpid()}-{next(_NUMBERS)}"
+        environ = {**child_environment(os.environ, self.pool, 1), "PYTHONPATH": REPOSITORY, **env}
         argv = argv or [sys.executable, "-P", ENTRY, str(root), str(root / "code")]
         self.child = Child(argv, environ, self.output, 3, "testhost", settings)
         self.results: dict[str, Result] = {}
@@ -60,6 +63,7 @@ class Rig:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.child.close()
+        remove(sessions(self.pool))
 
     # -- making work ------------------------------------------------------------------------------
 

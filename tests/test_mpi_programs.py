@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from pilot.executors.run.orphans import find_orphans
+from pilot.executors.run.sessions import sessions
 from pilot.model import pretended_node
 from pilot.sites import Node
 from pilot.states import Outcome
@@ -43,6 +44,8 @@ def test_ranks_make_one_program(rig: Rig, mpi: dict[str, str]) -> None:
     ranks = said(rig, result)
     assert [(one["rank"], one["size"], one["sum"]) for one in ranks] == [(0, 3, 3), (1, 3, 3), (2, 3, 3)]
     assert {one["library"] for one in ranks} == {"Open" if mpi else "MPICH"}
+    folder = sessions(rig.pool)  # what is in it goes with the program, and it with the pool
+    assert (os.listdir(folder) if mpi else os.path.exists(folder)) == ([] if mpi else False)
     assert {one["cwd"] for one in ranks} == {f"{rig.root}/project"}
     assert {(one["env"]["PILOT_TASK"], one["env"]["OMP_NUM_THREADS"], one["env"]["MY_OWN"]) for one in ranks} == {
         (item.task, "2", "x")

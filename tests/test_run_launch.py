@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pilot.errors import LauncherNotFound
-from pilot.executors.run import bind, launch
+from pilot.executors.run import bind, launch, sessions
 from pilot.executors.run.launch import Blame, Launchers, blame, by_host, choose, flavour_of, in_launch_order
 from pilot.model import RankPlace, pretended_node
 from pilot.site_files import load_site
@@ -109,18 +109,18 @@ def test_a_launcher_that_makes_job_steps_is_told_its_job() -> None:
     known = Launchers.of(plain)
     chosen = launch.Chosen("mpich", "/usr/bin/srun", known.programs["mpich"])
     assert "--jobid=17" in chosen.line(3, 2, "/a/hosts", known.job)
-    assert chosen.environment({}, {}, "/a/hosts") == {"SLURM_HOSTFILE": "/a/hosts"}
+    assert chosen.environment({}, {}, "/a/hosts", "/s") == {"SLURM_HOSTFILE": "/a/hosts"}
     assert chosen.program.line_per_rank
 
 
 def test_the_environment_of_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     program = launch.Program(("x",), "", "", False, {"SITE": "s", "BOTH": "s"})
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    user = launch.Chosen("openmpi", "x", program).environment({"A": "a", "BOTH": "a"}, {"BOTH": "own"}, "/h")
-    assert user == {"A": "a", "SITE": "s", "BOTH": "own"}
+    user = launch.Chosen("openmpi", "x", program).environment({"A": "a", "BOTH": "a"}, {"BOTH": "own"}, "/h", "/s")
+    assert user == {"A": "a", "SITE": "s", "BOTH": "own"} | sessions.variables("/s")
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert launch.Chosen("mpich", "x", program).environment({}, {}, "/h") == {"SITE": "s", "BOTH": "s"}
-    root = launch.Chosen("openmpi", "x", program).environment({}, {}, "/h")
+    assert launch.Chosen("mpich", "x", program).environment({}, {}, "/h", "/s") == {"SITE": "s", "BOTH": "s"}
+    root = launch.Chosen("openmpi", "x", program).environment({}, {}, "/h", "/s")
     assert {name for name in root if "ROOT" in name} == {
         "OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "PRTE_ALLOW_RUN_AS_ROOT",
         "PRTE_ALLOW_RUN_AS_ROOT_CONFIRM",

@@ -41,10 +41,9 @@ with Rig(Path(sys.argv[1])) as rig:
 @pytest.mark.parametrize("kind", ["function", "command"])
 def test_death_of_the_rank_leaves_nothing(tmp_path: Path, kind: str) -> None:
     mark = tmp_path / "mark"
-    token = f"rank-{os.getpid()}-{kind}"
     env = {**os.environ, "PYTHONPATH": REPOSITORY}
     rank = subprocess.Popen([sys.executable, "-c", _RANK, str(tmp_path), kind, str(mark)], env=env)
-    pool = f"test-{rank.pid}"
+    pool = f"test-{rank.pid}-0"
     try:
         pids = wait_for(lambda: mark.exists() and [int(word) for word in mark.read_text().split()])
         children = find_orphans("PILOT_POOL", pool)
@@ -60,7 +59,7 @@ def test_death_of_the_rank_leaves_nothing(tmp_path: Path, kind: str) -> None:
     finally:
         rank.kill()
         rank.wait()
-        kill_orphans("PILOT_POOL", token, 0.0)
+        kill_orphans("PILOT_POOL", pool, 0.0)
 
 
 def test_kill_orphans_spares_others_and_is_stubborn() -> None:

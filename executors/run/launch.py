@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pilot.errors import InvalidInput, LauncherNotFound
+from pilot.executors.run.sessions import variables
 from pilot.model import RankPlace, machine_of
 
 FLAVOUR_VARIABLE = "PILOT_MPI"
@@ -156,11 +157,22 @@ class Chosen(NamedTuple):
         places = {"ranks": ranks, "nodes": nodes, "hostfile": hostfile, "job": job}
         return [self.path, *(word.format(**places) for word in self.program.launcher[1:])]
 
-    def environment(self, env: Mapping[str, str], own: Mapping[str, str], hostfile: str) -> dict[str, str]:
-        """Return `env` with what the site and the flavour need; what the command sets itself (`own`) stands."""
+    def environment(
+        self, env: Mapping[str, str], own: Mapping[str, str], hostfile: str, sessions: str
+    ) -> dict[str, str]:
+        """Return `env` with what the site and the flavour need; what the command sets itself (`own`) stands.
+
+        Args:
+            env: the program's.
+            own: what of it is the command's own.
+            hostfile: path of the host file.
+            sessions: folder for what the launcher keeps on each node while it runs.
+        """
         added = {name: value.format(hostfile=hostfile) for name, value in self.program.env.items()}
-        if self.flavour == "openmpi" and os.geteuid() == 0:
-            added |= {name + suffix: "1" for name in _ROOT for suffix in ("", "_CONFIRM")}
+        if self.flavour == "openmpi":
+            added = variables(sessions) | added
+            if os.geteuid() == 0:
+                added |= {name + suffix: "1" for name in _ROOT for suffix in ("", "_CONFIRM")}
         return {**env, **added, **own}
 
 

@@ -22,6 +22,7 @@ from pilot.executors.run.command import redirection
 from pilot.executors.run.launch import Blame, Launchers, blame, by_host, choose, host_lines
 from pilot.executors.run.orphans import kill_orphans
 from pilot.executors.run.scrub import MARK, OURS
+from pilot.executors.run.sessions import remove, sessions
 from pilot.model import RankPlace, Work
 
 _EARLY_S = 0.01
@@ -131,7 +132,8 @@ class Nested:
             file.write(marshal.dumps(told))
         line = chosen.line(ranks, len(hosts), hostfile, self._launchers.job)
         wrapper = [sys.executable, "-S", "-E", "-P", os.path.abspath(bind.__file__), shares]
-        env = chosen.environment(program.env, program.own, hostfile)
+        kept = sessions(os.environ.get("PILOT_POOL", ""), f"{work.task}.{work.attempt}")
+        env = chosen.environment(program.env, program.own, hostfile, kept)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.posix_spawn(
@@ -145,6 +147,8 @@ class Nested:
             watch = _Watch(pid, reading, started, self._launchers.start_s)
             status, usage = watch.wait(work.task)
         finally:
+            if os.path.exists(kept):
+                remove(kept)
             os.close(reading)
             if writing >= 0:
                 os.close(writing)

@@ -11,6 +11,8 @@ import os
 import signal
 import time
 
+from pilot.executors.run.sessions import remove, sessions
+
 _PAUSE_S = 0.02
 _KILL_WAIT_S = 2.0
 
@@ -35,6 +37,16 @@ def find_orphans(variable: str, value: str) -> list[int]:
                     if wanted in file.read().split(b"\0"):
                         found.append(int(entry.name))
     return found
+
+
+def end_pool(launch: str, grace_s: float = 2.0) -> int:
+    """Leave nothing of this start of a pool on this node; return how many processes there were.
+
+    As `kill_orphans`; what its launchers have kept goes too.
+    """
+    count = kill_orphans("PILOT_POOL", launch, grace_s)
+    remove(sessions(launch))
+    return count
 
 
 def kill_orphans(variable: str, value: str, grace_s: float = 2.0) -> int:
