@@ -78,15 +78,10 @@ class LocalServer:
         Raises:
             ServerError: it does not run, or not where this machine can reach it.
         """
-        record = self._read()
-        if not record.here:
-            return self._remote_uri(record)
-        process = self._ready(record)
-        if process is None:
+        uri = self._found()
+        if uri is None:
             raise ServerError(f"the store in {self._directory} does not run; start it with `pilot store start`")
-        if silent(LOOPBACK, process.port):  # a container, or a network of its own, on the same machine
-            return self._remote_uri(record)
-        return self._uri(LOOPBACK, process.port)
+        return uri
 
     def start(self, deadline_s: float = 60.0) -> str:
         """Make sure that the server runs and return its URI, password included; half a second or so is usual.
@@ -97,12 +92,10 @@ class LocalServer:
         """
         deadline = time.monotonic() + deadline_s
         with self._trying("start"):
-            if self._in_use():
-                return self.uri()
-            with self._locked(deadline):
-                if self._in_use():  # by now, thanks to whom we have waited for
-                    return self.uri()
-                return self._start(deadline)
+            if uri := self._found():
+                return uri
+            with self._locked(deadline):  # by now it may run, thanks to whom we have waited for
+                return self._found() or self._start(deadline)
 
     def use(self, deadline_s: float = 60.0) -> tuple[str, Callable[[], None]]:
         """Start it if need be; return its URI, and what to call when done.
@@ -263,10 +256,17 @@ class LocalServer:
 
     # -- starting ---------------------------------------------------------------------------------
 
-    def _in_use(self) -> bool:
-        """Return whether a server is there to be used; if on another host, `uri` says how, or why not."""
+    def _found(self) -> str | None:
+        """Return the URI of the server that runs, here or on another host; None if there is none, or it just ends."""
         record = self._read()
-        return not record.here or self._ready(record) is not None
+        if not record.here:
+            return self._remote_uri(record)
+        process = self._ready(record)
+        if process is None:
+            return None
+        if silent(LOOPBACK, process.port):  # a container, or a network of its own, on the same machine
+            return self._remote_uri(record) if record == self._read() else None
+        return self._uri(LOOPBACK, process.port)
 
     def _ready(self, record: Record) -> mongod.Process | None:
         process = mongod.running(self._db)
