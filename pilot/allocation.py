@@ -35,8 +35,6 @@ SETTINGS = "settings.json"
 """File of a pilot's folder that tells its agent what to do."""
 WARNING_S = 90.0
 """A batch system may warn so much too late: Slurm's signals come with its own clock, up to a minute off."""
-
-
 RESTARTS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 240.0)
 """Delays before starts of a pool in a batch job: together longer than it takes to find a node dead (Slurm: 300 s)."""
 
@@ -98,16 +96,15 @@ def pilot_settings(
     return replace(settings, drain_s=drain_s, stop_s=stop_s)  # a short one leaves no time for the usual margins
 
 
-def agent_argv(config: ProjectConfig, settings: PilotSettings) -> list[str]:
-    """Make the pilot's folder with its settings, and return the command that runs its agent."""
+def make_folder(config: ProjectConfig, settings: PilotSettings) -> Path:
+    """Make the pilot's folder, with what its agent is told, and return it."""
     folder = config.pilot_folder(settings.pilot)
     folder.mkdir(parents=True, mode=0o700)
-    path = folder / SETTINGS
-    settings.write(path)
-    return agent_line(folder)
+    settings.write(folder / SETTINGS)
+    return folder
 
 
-def agent_line(folder: Path) -> list[str]:
+def agent_argv(folder: Path) -> list[str]:
     """Return the command that runs the agent of the pilot of this folder."""
     return [sys.executable, "-P", "-m", "pilot.agent", str(folder / SETTINGS)]
 
@@ -191,18 +188,16 @@ def submit(
     limits.check(site, request.nodes, request.walltime_s, request.queue, request.account)
     if words := limits.doubt(site, request.queue):
         log.warning("%s", words)
-    text = batch_script(site.batch, request, agent_argv(config, settings))
+    text = batch_script(site.batch, request, agent_argv(config.pilot_folder(settings.pilot)))
     if not settings.store_in_pilot and (words := reach.open_to(config, site)):
         log.warning("%s", words)
         pilots.beat_of(store, settings.pilot)  # a read is repeated by the driver, and finds the new connection
-    folder = config.pilot_folder(settings.pilot)
-    path = folder / "job.sh"
-    path.write_text(text)
+    folder = make_folder(config, settings)
     ask_for(store, config, settings, scaler)
     if settings.store_in_pilot:  # after that: a promise to a pilot that nobody knows is taken back
         LocalServer(config.store_folder).promise(settings.pilot)
     try:
-        job = Scheduler(system_of(site.batch.system)).submit(path)
+        job = Scheduler(system_of(site.batch.system)).submit(folder, text)
     except SchedulerUnreachable:
         raise  # it may be queued all the same: then it registers itself
     except PilotError as exc:
@@ -210,6 +205,5 @@ def submit(
         if settings.store_in_pilot:
             LocalServer(config.store_folder).promise("", instead_of=settings.pilot)
         raise
-    (folder / "job.id").write_text(f"{job}\n")
     pilots.note(store, settings.pilot, {"job": job, "submitted": datetime.now(UTC)})
     return job

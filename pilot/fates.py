@@ -57,12 +57,15 @@ def fate(state: PilotState, silent_s: float, ttl_s: float, job: Job | None, sinc
             return Fate(True, f"it has not been heard of for {since_s / 60:.0f} min")
         return Fate(False, "the batch system does not list its job yet" if state is PilotState.STARTING else "")
     why = f": {job.reason}" if job.reason else ""
+    soon = f", expected to start {job.starts:%Y-%m-%d %H:%M}" if job.state is JobState.QUEUED and job.starts else ""
     if job.state not in OVER:
         return Fate(
             False,
-            f"job {job.id} {_WAITS[job.state]}{why} ({job.word})",
+            f"job {job.id} {_WAITS[job.state]}{why} ({job.word}){soon}",
             queue="" if job.state is JobState.RUNNING else job.state.value,
         )
     code = "" if job.exit_code in (None, 0) else f", exit code {job.exit_code}"
+    code += f", signal {job.signal}" if job.signal else ""
+    where = f" on {job.hosts}" if job.hosts else ""
     before = " before its agent had reported" if state is PilotState.STARTING else ""
-    return Fate(True, f"its batch job {job.id} ended as {job.word}{before}{code}{why}")
+    return Fate(True, f"its batch job {job.id}{where} ended as {job.word}{before}{code}{why}")

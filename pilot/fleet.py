@@ -13,8 +13,8 @@ from typing import Any
 
 from pilot.errors import InvalidInput, SchedulerError
 from pilot.executors.batch import local
-from pilot.executors.batch.scheduler import Scheduler, system_of
-from pilot.executors.run.orphans import find_orphans, kill_orphans
+from pilot.executors.batch.scheduler import Scheduler, printed, system_of
+from pilot.executors.run.orphans import end_pool, find_orphans
 from pilot.fates import Fate, fate
 from pilot.settings import trouble_file
 from pilot.states import PilotState, PoolState
@@ -115,7 +115,9 @@ def fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fa
             state, ttl_s, job = PilotState(doc["state"]), doc.get("ttl_s", 30.0), jobs.get(doc.get("job", ""))
             found = told[doc["_id"]] = fate(state, _silent_s(doc, now) + ttl_s, ttl_s, job, since_s)
             if found.lost:
-                why = _trouble(doc) or (doc["state"] == PilotState.STARTING and _printed(doc))
+                why = _trouble(doc)
+                if not why and state is PilotState.STARTING and (said := printed(Path(doc.get("folder", "")))):
+                    why = f"its job printed {said!r}"
                 words = "; ".join(filter(None, (why, doc.get("reason"), found.words)))
                 pilots.end(store, doc["_id"], PilotState.LOST, words)
     return told
@@ -163,16 +165,6 @@ def _trouble(doc: Document) -> str:
         return trouble_file(Path(doc["folder"])).read_text().strip()
     except OSError:
         return ""
-
-
-def _printed(doc: Document) -> str:
-    """Return the last line that the job of a pilot printed, whose agent has not reported; "" if none."""
-    try:
-        lines = Path(doc.get("folder", ""), "job.out").read_text(errors="replace").split("\n")
-    except OSError:
-        return ""
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"its job printed {last[-300:]!r}" if last else ""
 
 
 def process_gone(doc: Document) -> bool:
@@ -258,7 +250,7 @@ def kill(store: Store, view: View) -> bool:
     if started is not None:
         local.stop(view.pid, started, kill=True)
     for pool in pilots.pools(store, view.id, live_only=False):
-        kill_orphans("PILOT_POOL", pool["launch"], 0.0)
+        end_pool(pool["launch"], 0.0)
     bury(store, view, now=True)
     return True
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pilot import signing
-from pilot.allocation import agent_argv, pilot_settings
+from pilot.allocation import agent_argv, make_folder, pilot_settings
 from pilot.config import ProjectConfig
 from pilot.errors import PilotDied
 from pilot.executors.batch import local
-from pilot.executors.run.orphans import kill_orphans
+from pilot.executors.run.orphans import end_pool
 from pilot.settings import PilotSettings
 from pilot.site_files import load_site
 from pilot.store import pilots
@@ -54,7 +54,7 @@ class Local:
         """End the agent and every process of its pools at once; what they held is run again by the next pilot."""
         local.stop(self.pid, self.started, kill=True)
         for number in range(self.starts):
-            kill_orphans("PILOT_POOL", f"{self.id}.{number + 1}", 0.0)
+            end_pool(f"{self.id}.{number + 1}", 0.0)
 
     def agent_said(self) -> str:
         """Return the last line that the agent wrote before there was a log, which is why it could not begin."""
@@ -109,8 +109,8 @@ def begin(config: ProjectConfig, settings: PilotSettings) -> Local:
     signing.load_key(config.key_file)  # else its agent would find out, and be asked for its last words
     if settings.walltime_s is not None:
         settings = replace(settings, end_at=time.time() + settings.walltime_s)
-    argv, folder = agent_argv(config, settings), config.pilot_folder(settings.pilot)
-    pid = local.start(argv, folder / "agent.out", os.environ)
+    folder = make_folder(config, settings)
+    pid = local.start(agent_argv(folder), folder / "agent.out", os.environ)
     started = local.started_at(pid)
     return Local(
         settings.pilot, pid, 0.0 if started is None else started, folder, settings.slots, settings.slot_cores

@@ -208,4 +208,4 @@ def test_a_refusal_names_the_key_that_it_is_about(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(SubmissionRejected, match=re.escape(f"{words}{advice}") + ("$" if not advice else "")):
-        Scheduler(system_of(system)).submit(tmp_path / "job.sh")
+        Scheduler(system_of(system)).submit(tmp_path, "#!/bin/sh\n")

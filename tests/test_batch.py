@@ -271,14 +271,16 @@ def test_unreachable_and_rejected_are_different(bin_folder: Path, tmp_path: Path
     program(bin_folder, "sbatch", f"import sys; sys.stderr.write({words!r}); sys.exit(1)")
     kind = SchedulerUnreachable if error == "away" else SubmissionRejected
     with pytest.raises(kind, match=re.escape(words)):
-        Scheduler(slurm).submit(tmp_path / "job.sh")
+        Scheduler(slurm).submit(tmp_path, "#!/bin/sh\n")
 
 
 def test_submitted_where_the_script_is(bin_folder: Path, tmp_path: Path) -> None:
     program(bin_folder, "qsub", "import os, sys; open('asked', 'w').write(sys.argv[1]); print('5.head')")
     (tmp_path / "a b").mkdir()
-    assert Scheduler(pbs).submit(tmp_path / "a b" / "job.sh") == "5.head"
+    assert Scheduler(pbs).submit(tmp_path / "a b", "#!/bin/sh\n") == "5.head"
     assert (tmp_path / "a b" / "asked").read_text() == "job.sh"
+    assert (tmp_path / "a b" / "job.sh").read_text() == "#!/bin/sh\n"
+    assert (tmp_path / "a b" / "job.id").read_text() == "5.head\n"
 
 
 def test_not_listed_is_not_known(bin_folder: Path) -> None:

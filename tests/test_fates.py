@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Any
+
 import pytest
 
 from pilot.executors.batch.jobs import Job
@@ -11,7 +14,7 @@ from pilot.states import OVER, JobState, PilotState
 STARTING, RUNNING = PilotState.STARTING, PilotState.RUNNING
 
 
-def job(state: JobState, reason: str = "", **fields: int) -> Job:
+def job(state: JobState, reason: str = "", **fields: Any) -> Job:
     return Job("7", state, state.name, reason, **fields)
 
 
@@ -42,3 +45,7 @@ def test_words() -> None:
     assert waits.words == "job 7 waits in the queue: PartitionDown (QUEUED)"
     ended = fate(STARTING, 0.0, 30.0, job(JobState.FAILED, "NonZeroExitCode", exit_code=3), 5.0)
     assert ended.words == "its batch job 7 ended as FAILED before its agent had reported, exit code 3: NonZeroExitCode"
+    soon = fate(STARTING, 0.0, 30.0, job(JobState.QUEUED, "Priority", starts=datetime(2026, 3, 1, 14, 5)), 5.0)
+    assert soon.words == "job 7 waits in the queue: Priority (QUEUED), expected to start 2026-03-01 14:05"
+    node = fate(RUNNING, 60.0, 30.0, job(JobState.NODE_FAIL, hosts="n[1-2]", exit_code=0, signal=9), 5.0)
+    assert node.words == "its batch job 7 on n[1-2] ended as NODE_FAIL, signal 9"

@@ -48,16 +48,12 @@ class Job(NamedTuple):
     """Its nodes, as the batch system writes them."""
     starts: datetime | None = None
     """When it started, or is expected to."""
-    incarnation: int = 0
-    """How often it has been started before, as far as is told."""
 
 
 class Own(NamedTuple):
     """What its environment tells a process of the job that it is part of."""
 
     id: str
-    restarts: int
-    """How often the job has been started before, as far as is told."""
     end_at: float | None
     """When its time is over (seconds since the epoch); None: it does not say."""
     hosts_argv: tuple[str, ...]

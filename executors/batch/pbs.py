@@ -14,7 +14,7 @@ from typing import Any
 
 from pilot.executors.batch.command import Said
 from pilot.executors.batch.jobs import Job, Own, QueueNow, Request
-from pilot.executors.batch.script import clock, directive
+from pilot.executors.batch.script import OUTPUT, clock, directive
 from pilot.states import JobState
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ KEYS: Mapping[str, re.Pattern[str]] = {
 def directives(request: Request) -> list[str]:
     """Return the ``#PBS`` lines of a pilot's script.
 
-    Output goes to ``job.out`` in the directory in which `qsub` runs. There is no option for a warning before the end.
+    Output goes to `OUTPUT` in the directory in which `qsub` runs. There is no option for a warning before the end.
 
     Raises:
         InvalidInput: a value cannot stand in a directive.
@@ -96,7 +96,7 @@ def directives(request: Request) -> list[str]:
         f"-N {request.name}",
         f"-l walltime={clock(request.walltime_s)}",
         "-j oe",
-        "-o job.out",
+        f"-o {OUTPUT}",
         f"-r {'y' if request.requeue else 'n'}",
     ]
     if request.queue:
@@ -197,12 +197,9 @@ def _queue(fields: Mapping[str, Any]) -> QueueNow:
 
 
 def own(env: Mapping[str, str]) -> Own | None:
-    """Return the job that a process with this environment is part of; None outside of one.
-
-    How often the job has run before is not in its environment.
-    """
+    """Return the job that a process with this environment is part of; None outside of one."""
     job = env.get("PBS_JOBID")
-    return Own(job, 0, None, ("cat", env.get("PBS_NODEFILE", ""))) if job else None
+    return Own(job, None, ("cat", env.get("PBS_NODEFILE", ""))) if job else None
 
 
 def _pairs(line: str) -> Iterable[tuple[str, str]]:
@@ -228,7 +225,7 @@ def _job(job: str, fields: Mapping[str, str]) -> Job:
         state = JobState.REQUEUED
     return Job(
         job, state, word, fields.get("comment", ""), code, number, fields.get("exec_host", ""),
-        _time(fields.get("stime", "") or fields.get("estimated.start_time", "")), max(0, count - 1),
+        _time(fields.get("stime", "") or fields.get("estimated.start_time", "")),
     )  # fmt: skip
 
 

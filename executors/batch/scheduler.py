@@ -13,6 +13,7 @@ from pilot.errors import ConfigError, SchedulerError, SubmissionRejected
 from pilot.executors.batch import pbs, slurm
 from pilot.executors.batch.command import DEADLINE_S, Said, ask
 from pilot.executors.batch.jobs import Job, Jobs, Own, QueueNow, Request
+from pilot.executors.batch.script import ID, OUTPUT, SCRIPT
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,19 @@ def system_of(name: str) -> System:
         raise ConfigError(f"no batch system {name!r}; there are: {', '.join(SYSTEMS)}") from None
 
 
+def printed(folder: Path, most: int = 300) -> str:
+    """Return the end of what a job has printed, on one line; "" if nothing, or nothing yet.
+
+    Args:
+        folder: of the job.
+        most: characters.
+    """
+    try:
+        return " ".join((folder / OUTPUT).read_text(errors="replace").split())[-most:]
+    except OSError:
+        return ""
+
+
 class Scheduler:
     """A site's batch system.
 
@@ -78,34 +92,38 @@ class Scheduler:
         self._system = system
         self._deadline_s = deadline_s
 
-    def submit(self, script: Path) -> str:
-        """Submit a script and return the job's id; the folder of the script is where its output goes.
+    def submit(self, folder: Path, script: str) -> str:
+        """Submit a script and return the job's id; the folder keeps both, and what the job prints.
 
         Raises:
             SubmissionRejected: with the batch system's own words.
             SchedulerUnreachable: it did not answer. The job may be queued all the same: look for it by its name.
             SchedulerNotFound: the command is not there.
         """
-        said = self._ask(self._system.submit_argv(script.name), script.parent)
+        (folder / SCRIPT).write_text(script)
+        said = self._ask(self._system.submit_argv(SCRIPT), folder)
         job = self._system.submitted(said)
         if job is None:
             words = said.words or f"exit code {said.code}, and nothing else"
             raise SubmissionRejected(
-                f"{self._system.NAME} refused the job of {str(script)!r}: {words}{_advice(self._system, words)}"
+                f"{self._system.NAME} refused the job of {str(folder / SCRIPT)!r}: {words}"
+                f"{_advice(self._system, words)}"
             )
+        (folder / ID).write_text(f"{job}\n")
         return job
 
-    def try_out(self, script: Path) -> str | None:
-        """Return what the batch system says to a script without taking it; None if it cannot say.
+    def try_out(self, folder: Path, script: str) -> str | None:
+        """Return what the batch system says to a script, in this folder, without taking it; None if it cannot say.
 
         Raises:
             SubmissionRejected: it would refuse it, with its own words.
             SchedulerError: it did not answer, or is not there.
         """
-        argv = self._system.trial_argv(script.name)
+        argv = self._system.trial_argv(SCRIPT)
         if not argv:
             return None
-        said = self._ask(argv, script.parent)
+        (folder / SCRIPT).write_text(script)
+        said = self._ask(argv, folder)
         if said.code:
             advice = _advice(self._system, said.words)
             raise SubmissionRejected(f"{self._system.NAME} would refuse the job: {said.words}{advice}")

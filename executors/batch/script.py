@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 from pilot.errors import InvalidInput
 
+SCRIPT, ID, OUTPUT = "job.sh", "job.id", "job.out"
+"""Files of a job, in its folder: what was submitted, what it is called, and what it prints."""
+
 _PLAIN = re.compile(r"[\w@%+=:,./&|()\[\]{}*<>^~!;?$-]+( [\w@%+=:,./&|()\[\]{}*<>^~!;?$-]+)*")
 """What may stand in a directive as it is: words without quotes, backslashes and the sign of a comment."""
 

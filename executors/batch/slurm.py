@@ -12,7 +12,7 @@ from datetime import datetime
 
 from pilot.executors.batch.command import Said
 from pilot.executors.batch.jobs import Job, Own, QueueNow, Request
-from pilot.executors.batch.script import clock, directive
+from pilot.executors.batch.script import OUTPUT, clock, directive
 from pilot.states import JobState
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ _ACCOUNTED = "JobIDRaw,State,ExitCode,Start,NodeList,Reason"
 def directives(request: Request) -> list[str]:
     """Return the ``#SBATCH`` lines of a pilot's script.
 
-    Output goes to ``job.out`` in the directory in which `sbatch` runs: no path has to be quoted, and a job that is
+    Output goes to `OUTPUT` in the directory in which `sbatch` runs: no path has to be quoted, and a job that is
     started again appends.
 
     Raises:
@@ -103,7 +103,7 @@ def directives(request: Request) -> list[str]:
         f"--job-name={request.name}",
         f"--nodes={request.nodes}",
         f"--time={clock(request.walltime_s)}",
-        "--output=job.out",
+        f"--output={OUTPUT}",
         "--open-mode=append",
         "--requeue" if request.requeue else "--no-requeue",
     ]
@@ -225,10 +225,7 @@ def own(env: Mapping[str, str]) -> Own | None:
     if not job:
         return None
     end_at = env.get("SLURM_JOB_END_TIME", "")
-    return Own(
-        job, int(env.get("SLURM_RESTART_COUNT", "0")), float(end_at) if end_at.isdecimal() else None,
-        ("scontrol", "show", "hostnames", nodes),
-    )  # fmt: skip
+    return Own(job, float(end_at) if end_at.isdecimal() else None, ("scontrol", "show", "hostnames", nodes))
 
 
 def _rows(text: str, count: int) -> Iterator[list[str]]:

@@ -70,7 +70,7 @@ class Subject:
 
     def script(self) -> str:
         """Return the batch script that `pilot up` would submit."""
-        return allocation.batch_script(self.batch, self.request(), allocation.agent_line(self.folder))
+        return allocation.batch_script(self.batch, self.request(), allocation.agent_argv(self.folder))
 
 
 def checks(site: Site) -> list[tuple[str, Check[Subject]]]:
@@ -185,10 +185,8 @@ def _script(subject: Subject) -> Iterator[Finding]:
     request = subject.request()
     limits.check(subject.site, request.nodes, request.walltime_s, request.queue, request.account)
     with tempfile.TemporaryDirectory(prefix="pilot-check-") as folder:
-        path = Path(folder, "job.sh")
-        path.write_text(subject.script())
         try:
-            words = subject.scheduler.try_out(path)
+            words = subject.scheduler.try_out(Path(folder), subject.script())
         except SchedulerError as exc:
             yield wrong("script", f"{exc}; `pilot site show {subject.site.name} --script` prints the script")
             return

@@ -15,7 +15,7 @@ from pilot.cli.common import tell
 from pilot.config import ProjectConfig
 from pilot.errors import PilotError, SchedulerError
 from pilot.executors.batch.jobs import Job
-from pilot.executors.batch.scheduler import Scheduler, system_of
+from pilot.executors.batch.scheduler import Scheduler, printed, system_of
 from pilot.findings import Finding, wrong
 from pilot.settings import PilotSettings
 from pilot.site_probe import ProbeSettings, Results
@@ -64,11 +64,8 @@ def run(trial: Trial) -> Iterator[Finding]:
     site = trial.site
     ProbeSettings(trial.settings, site.node.cores, site.launcher.programs_beside_pool).write(told)
     argv = [sys.executable, "-P", "-m", "pilot.site_probe", str(told)]
-    path = folder / "job.sh"
-    path.write_text(allocation.batch_script(trial.site.batch, request, argv))
     scheduler = Scheduler(system_of(trial.site.batch.system))
-    job = scheduler.submit(path)
-    (folder / "job.id").write_text(f"{job}\n")
+    job = scheduler.submit(folder, allocation.batch_script(trial.site.batch, request, argv))
     tell(f"job {job} is in the queue; its script and what it prints lie in {folder}")
     over = False
     try:
@@ -116,7 +113,8 @@ def _await(
                 said = words
                 tell(f"job {job}: {said}")
         if over_at and now - over_at > _LAG_S:
-            yield wrong("job", f"job {job} ended ({said}) before all was tried{_last_words(folder)}; see {folder}")
+            last = f"; its last words: {words}" if (words := printed(folder, _WORDS)) else ""
+            yield wrong("job", f"job {job} ended ({said}) before all was tried{last}; see {folder}")
             return True
         if now > deadline:
             yield wrong("job", f"job {job} was not over after {text.span(timeout_s)} ({said}), and is cancelled")
@@ -133,11 +131,3 @@ def _look(scheduler: Scheduler, job: str) -> tuple[str, bool]:
     if found is None:
         return "not listed by the batch system", False
     return f"{found.state.value}{f': {found.reason}' if found.reason else ''}", found.state in OVER
-
-
-def _last_words(folder: Path) -> str:
-    try:
-        words = " ".join((folder / "job.out").read_text(errors="replace").split())
-    except OSError:
-        return ""
-    return f"; its last words: {words[-_WORDS:]}" if words else ""
