@@ -34,7 +34,7 @@ from pilot.model import new_token
 from pilot.pool_keeper import PoolKeeper, divided
 from pilot.pool_process import PoolProcess
 from pilot.reach import inside
-from pilot.settings import PilotSettings, trouble_file
+from pilot.settings import PilotSettings, ask, trouble_file
 from pilot.states import PilotState, PoolState
 from pilot.store import dependants, pilots, provenance, spool
 from pilot.store.access import PILOT_SELECT_S, checked, store_of
@@ -214,7 +214,7 @@ class Agent:
         self._reason = self._reason or reason
         logger.info("pilot %s: %s (%s)", self._settings.pilot, wish, reason)
         for pool in self._pools():
-            pool.ask(wish)
+            ask(pool.control, wish)
 
     # -- store ------------------------------------------------------------------------------------
 
@@ -253,10 +253,10 @@ class Agent:
         """Heartbeat, on a thread of its own: cleaning up after others may take longer than the time-to-live."""
         while not self._ending.is_set():
             state = PilotState.DRAINING if self._wish else PilotState.RUNNING
+            trouble = next((keeper.trouble for keeper in self._keepers if keeper.trouble), "")
+            fields = {"state": state.value, "reason": trouble, **self._size()}
             try:
-                doc = pilots.beat(
-                    self._store, self._settings.pilot, self._token, {"state": state.value, **self._size()}
-                )
+                doc = pilots.beat(self._store, self._settings.pilot, self._token, fields)
                 if doc.get("drain"):
                     self._asked = doc["drain"], "asked by `pilot down`"
                 self._store_seen = time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pilot.executors.batch import local
 from pilot.executors.batch.scheduler import Scheduler, printed, system_of
 from pilot.executors.run.orphans import end_pool, find_orphans
 from pilot.fates import Fate, fate
-from pilot.settings import trouble_file
+from pilot.settings import ask, control_file, trouble_file
 from pilot.states import PilotState, PoolState
 from pilot.store import pilots
 from pilot.store.mongo import Store
@@ -217,7 +216,7 @@ def bury(store: Store, view: View, now: bool) -> int:
         if find_orphans("PILOT_POOL", pool["launch"]):
             left += 1
             if live:
-                _ask(view.folder, pool["launch"], "now" if now else "drain")
+                ask(control_file(Path(view.folder), pool["launch"]), "now" if now else "drain")
         elif live:
             pilots.close_pool(store, pool["_id"], PoolState.DEAD, "its agent and its processes died")
     return left
@@ -253,12 +252,3 @@ def kill(store: Store, view: View) -> bool:
         end_pool(pool["launch"], 0.0)
     bury(store, view, now=True)
     return True
-
-
-def _ask(folder: str, launch: str, wish: str) -> None:
-    """Write a pool's control file; see `PoolProcess.ask`."""
-    number = launch.rpartition(".")[2]
-    partial = os.path.join(folder, f"pool-{number}.partial")
-    with open(partial, "w", encoding="ascii") as file:
-        file.write(wish)
-    os.replace(partial, os.path.join(folder, f"pool-{number}.control"))

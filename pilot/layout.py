@@ -16,6 +16,13 @@ from pilot.model import Placement, RankPlace, machine_of
 from pilot.resources import Resources
 
 
+def block_sizes(nodes: int, most: int) -> list[int]:
+    """Divide nodes into as few blocks of at most `most` as there can be, of sizes that differ by one at most."""
+    count = max(1, -(-nodes // most))
+    small, rest = divmod(nodes, count)
+    return [small + (number < rest) for number in range(count)]
+
+
 class Seen(NamedTuple):
     """What a slot's rank says of where it is."""
 

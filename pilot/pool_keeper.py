@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from pilot import lifecycle
 from pilot.block import Block
 from pilot.errors import PilotError
+from pilot.layout import block_sizes
 from pilot.pool_process import PoolProcess
 from pilot.settings import PilotSettings
 
@@ -20,14 +21,6 @@ WORKED_S = 60.0
 """A pool that has lived for so long did work: its end does not say that the next start will fail."""
 
 
-def blocks_of(hosts: tuple[str, ...], most: int) -> list[tuple[str, ...]]:
-    """Divide nodes into as few blocks of at most `most` as there can be, of sizes that differ by one at most."""
-    count = max(1, -(-len(hosts) // most))
-    small, rest = divmod(len(hosts), count)
-    ends = [small * number + min(number, rest) for number in range(count + 1)]
-    return [hosts[begin:end] for begin, end in pairwise(ends)]
-
-
 def divided(whole: Block, most: int, program_nodes: int) -> list[Block]:
     """Divide a pilot's nodes into blocks of at most `most`, but for the last ones, the first block's program nodes.
 
@@ -35,7 +28,8 @@ def divided(whole: Block, most: int, program_nodes: int) -> list[Block]:
     """
     count = min(program_nodes, max(0, len(whole.hosts) - 1))  # a pool needs one
     kept = len(whole.hosts) - count
-    parts = blocks_of(whole.hosts[:kept], most)
+    ends = accumulate(block_sizes(kept, most), initial=0)
+    parts = [whole.hosts[begin:end] for begin, end in pairwise(ends)]
     of = 1 if count else len(parts)
     first, *others = [whole._replace(hosts=hosts, of=of) for hosts in parts]
     return [first._replace(program_hosts=whole.hosts[kept:]), *others]
@@ -77,6 +71,13 @@ class PoolKeeper:
         self._backoff = lifecycle.Backoff(settings.restarts_s)
         self._start_at = 0.0
         self._died = False
+        self._trouble = ""
+
+    @property
+    def trouble(self) -> str:
+        """What is wrong with a block that has not had a pool for long; "" if all is well."""
+        working = self.pool is not None and time.monotonic() - self.started_at > WORKED_S
+        return "" if working else self._trouble
 
     def start_if_due(self, wish: str) -> None:
         """Start a pool if it is time to; end for good if no pool is wanted any more."""
@@ -130,10 +131,13 @@ class PoolKeeper:
         if delay is None:
             self.over = True
             self.reason = f"its pool died {self._backoff.failures + 1} times in a row; last words:\n{pool.last_words()}"
+            self._trouble = self.reason
             logger.error("pool %s is the last of its block: %s", pool.launch, self.reason)
             return
         self._start_at = time.monotonic() + delay
         if worn := pool.worn():
+            self._trouble = ""
             logger.info("pool %s is started anew: %s", pool.launch, worn)
         else:
+            self._trouble = f"a pool died (exit code {code}) and is started anew; last words:\n{pool.last_words()}"
             logger.warning("pool %s died (exit code %d); next start in %g s", pool.launch, code, delay)

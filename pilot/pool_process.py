@@ -10,7 +10,7 @@ from pathlib import Path
 from pilot import suspects
 from pilot.block import Block
 from pilot.pool_program import PoolProgram
-from pilot.settings import PilotSettings, ranks_file, recycle_file
+from pilot.settings import PilotSettings, control_file, ranks_file, recycle_file
 
 
 class PoolProcess(PoolProgram):
@@ -18,7 +18,7 @@ class PoolProcess(PoolProgram):
 
     def __init__(self, settings: PilotSettings, block: Block, folder: Path, number: int) -> None:
         super().__init__(settings, block, folder, f"pool-{number}", f"{settings.pilot}.{number}")
-        self.control = folder / f"pool-{number}.control"
+        self.control = control_file(folder, self.launch)
         self._config = folder / f"pool-{number}.json"
 
     def start(self) -> None:
@@ -35,12 +35,6 @@ class PoolProcess(PoolProgram):
         }  # fmt: skip
         self._config.write_text(json.dumps(told) + "\n")
         self.launch_ranks([sys.executable, "-P", "-m", "pilot.pool_main", str(self._config)])
-
-    def ask(self, wish: str) -> None:
-        """Tell the coordinator what to do, through its control file: signals would kill the program."""
-        partial = self.control.with_suffix(".partial")
-        partial.write_text(wish)
-        partial.rename(self.control)
 
     def suspects(self) -> set[suspects.Key]:
         """Return the MPI functions that ran in the ranks of this pool, now dead: one of them may have killed it."""

@@ -15,7 +15,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pilot.board import Node, least_nodes, shape_of
-from pilot.layout import Layout
+from pilot.layout import Layout, block_sizes
 from pilot.resources import Resources
 from pilot.states import PilotState
 
@@ -119,8 +119,10 @@ class Machine(NamedTuple):
         """Return the pools of a pilot of so many nodes."""
         each: dict[str, Any] = {"slot_cores": self.slot_cores, "slot_memory": self.slot_memory}
         each |= {} if self.share else {"programs": {"nodes": ()}}
-        counts = [min(self.pool_nodes, nodes - first) for first in range(0, nodes, self.pool_nodes)]
-        return [Layout.from_document({"nodes": [("", self.slots, self.gpus)] * count, **each}) for count in counts]
+        return [
+            Layout.from_document({"nodes": [("", self.slots, self.gpus)] * count, **each})
+            for count in block_sizes(nodes, self.pool_nodes)
+        ]
 
     def least(self, needs: Resources) -> int:
         """Return how many nodes a task takes, if any number will do."""
@@ -352,7 +354,10 @@ class _Round:
         """Return the pilot to ask for if so many tasks wait for one; as a string, why none would do."""
         machine, queue = self._machine, self._machine.queue
         low, high = self._wishes.nodes
-        least = max(machine.least(needs), low, queue.min_nodes)
+        takes = machine.least(needs)
+        if takes > machine.pool_nodes:
+            return f"it takes a pool of {takes} nodes, here they have at most {machine.pool_nodes} (block_nodes)"
+        least = max(takes, low, queue.min_nodes)
         most = min((one for one in (high, queue.max_nodes) if one is not None), default=None)
         if most is not None and least > most:
             return f"it takes a pilot of {least} nodes, here they have at most {most}"

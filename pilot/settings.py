@@ -153,6 +153,18 @@ def trouble_file(folder: Path) -> Path:
     return folder / "trouble"
 
 
+def control_file(folder: Path, launch: str) -> Path:
+    """Return where the coordinator of a start of a pool looks what it is asked for, given its pilot's folder."""
+    return folder / f"pool-{launch.rpartition('.')[2]}.control"
+
+
+def ask(control: Path, wish: str) -> None:
+    """Tell a coordinator what to do, through its control file: signals would kill the program."""
+    partial = control.with_suffix(".partial")
+    partial.write_text(wish, "ascii")
+    partial.replace(control)
+
+
 def ranks_file(control: Path) -> Path:
     """Return where a pool notes which MPI functions run in its ranks, given its control file; see `suspects`."""
     return control.with_suffix(".ranks")

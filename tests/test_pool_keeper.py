@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from pilot.block import Block
-from pilot.pool_keeper import PoolKeeper, blocks_of
+from pilot.layout import block_sizes
+from pilot.pool_keeper import PoolKeeper, divided
 from pilot.settings import PilotSettings
 from tests.rig import wait_until
 
@@ -22,9 +23,11 @@ HOSTS = tuple(f"n{number}" for number in range(200))
     [(0, 64, [0]), (1, 64, [1]), (64, 64, [64]), (65, 64, [33, 32]), (200, 64, [50] * 4), (3, 1, [1, 1, 1])],
 )
 def test_blocks_are_few_and_of_like_size(nodes: int, most: int, sizes: list[int]) -> None:
-    blocks = blocks_of(HOSTS[:nodes], most)
-    assert [len(block) for block in blocks] == sizes
-    assert tuple(itertools.chain(*blocks)) == HOSTS[:nodes]
+    whole = Block(HOSTS[:nodes])
+    blocks = divided(whole, most, 0)
+    assert [len(block.hosts) for block in blocks] == sizes
+    assert tuple(itertools.chain(*(block.hosts for block in blocks))) == HOSTS[:nodes]
+    assert sizes == block_sizes(nodes, most)
 
 
 class Deaths:
@@ -66,8 +69,9 @@ def test_a_block_without_nodes_is_over(tmp_path: Path) -> None:
 
 def test_a_pool_that_dies_again_and_again_is_given_up_with_its_last_words(tmp_path: Path) -> None:
     deaths = Deaths(tmp_path, ("n1",))
-    for _ in range(3):
+    for number in range(3):
         assert not deaths.keeper.over
+        assert ("n1 does not answer" in deaths.keeper.trouble) == (number > 0)
         deaths.once()
     assert deaths.keeper.over
     assert "its pool died 3 times in a row; last words:\nnode n1 does not answer" in deaths.keeper.reason

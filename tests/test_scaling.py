@@ -174,7 +174,7 @@ def test_a_pilot_is_as_large_and_as_long_as_a_task_needs(key: str, wanted: Wante
         ("c5", {}, "needs 5 slots on one node, the largest node here has 4"),
         ("c1r5near", {}, "needs room for 5 ranks on one node, the best node here has it for 4"),
         ("c1g1", {}, "needs 1 GPUs on one node, the largest node here has 0"),
-        ("c1r300", {}, "needs room for 300 ranks, here it is for 256"),  # a task is in one pool, of 64 nodes
+        ("c1r300", {}, "it takes a pool of 75 nodes, here they have at most 64 (block_nodes)"),
         ("c1r9", {"max_nodes": 2}, "it takes a pilot of 3 nodes, here they have at most 2"),
         ("c1w7200", {"max_walltime": "2h"}, "it needs a walltime of 120 min, a pilot here has at most 120 min"),
     ],

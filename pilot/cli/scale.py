@@ -33,46 +33,26 @@ def _nodes(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 @click.command(cls=Command)
 @click.option("--site", metavar="S", help="Whose pilots; default: the project's site.")
 @click.option(
-    "--min",
-    "least",
-    type=click.IntRange(0),
-    default=0,
-    show_default=True,
-    metavar="N",
+    "--min", "least", type=click.IntRange(0), default=0, show_default=True, metavar="N",
     help="So many pilots are there even if nothing waits.",
-)
+)  # fmt: skip
 @click.option(
-    "--max",
-    "most",
-    type=click.IntRange(0),
-    default=10,
-    show_default=True,
-    metavar="N",
+    "--max", "most", type=click.IntRange(0), default=10, show_default=True, metavar="N",
     help="Most pilots of the scaler at this site at a time.",
-)
+)  # fmt: skip
 @click.option("--total", type=click.IntRange(0), metavar="N", help="Most of the project's scalers at all sites.")
 @click.option(
-    "--nodes",
-    callback=_nodes,
-    metavar="A..B",
+    "--nodes", callback=_nodes, metavar="A..B",
     help="Nodes of a pilot: as many as a task needs, at least A; up to B if what waits fills them.",
-)
+)  # fmt: skip
 @click.option(
-    "--walltime",
-    callback=duration,
-    metavar="T",
-    default=f"{WALLTIME_S / 3600:g}h",
-    show_default=True,
+    "--walltime", callback=duration, metavar="T", default=f"{WALLTIME_S / 3600:g}h", show_default=True,
     help="Of a pilot; longer if a task that waits needs it.",
-)
+)  # fmt: skip
 @click.option(
-    "--idle",
-    callback=duration,
-    metavar="T",
-    default=f"{scaler.IDLE_S / 60:g}m",
-    show_default=True,
+    "--idle", callback=duration, metavar="T", default=f"{scaler.IDLE_S / 60:g}m", show_default=True,
     help="A pilot ends itself after so long without work.",
-)
+)  # fmt: skip
 @click.option("--queue", metavar="Q", help="Partition or queue; default: the site file's.")
 @click.option("--account", metavar="A", help="What it is charged to; default: the site file's.")
 @click.option(
