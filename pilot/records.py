@@ -5,7 +5,7 @@ Pure: the object repository is a function passed in, the clock is in the argumen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -63,6 +63,21 @@ def unpack(stored: Any, get: Get) -> list[Document]:
         items: list[Document] = values.decode(data)
         return items
     return list(stored)
+
+
+def objects_named(record: Mapping[str, Any], get: Get) -> Iterator[str]:
+    """Yield the hashes of the objects that a record names: values of its inputs and outputs, and lists of them.
+
+    Some may be named twice. The input of a link is an output of another record, which names it.
+    """
+    for name in ("inputs", "outputs", "placement"):
+        stored = record.get(name, ())
+        if isinstance(stored, dict):
+            yield stored["object"]
+        if name != "placement":
+            for entry in unpack(stored, get):
+                if "object" in entry:
+                    yield entry["hash"]
 
 
 # -- a task's inputs ------------------------------------------------------------------------------

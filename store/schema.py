@@ -59,6 +59,26 @@ TASK_INDEXES = (
     _marker("cancel"),
 )
 
+RECORD_INDEXES: dict[str, IndexModel] = {
+    model.document["name"]: model
+    for model in (
+        IndexModel([("inputs.source.record", ASCENDING)], name="lineage", sparse=True),
+        IndexModel(
+            [("inputs.object", ASCENDING)], name="joins", partialFilterExpression={"inputs.object": {"$type": "string"}}
+        ),
+    )
+}
+"""By name. Every record that is written pays for each, so that each is made when it is needed first; see `ensure`."""
+
+
+@translating("make an index")
+def ensure(store: Store, *names: str) -> None:
+    """Make sure that these indexes over the records exist; the first time may take minutes for millions of records.
+
+    Records can be written meanwhile.
+    """
+    store.provenance.create_indexes([RECORD_INDEXES[name] for name in names])
+
 
 @translating("create the collections and indexes")
 def create(store: Store, project: str, proof: bytes = b"") -> None:
