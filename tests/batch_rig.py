@@ -59,6 +59,11 @@ def start_cluster(**settings: str) -> None:
     subprocess.run([CLUSTER / "slurm-up"], check=True, timeout=300, env=env)
 
 
+SHORT_ADDRESSES = {"MPIR_CVAR_CH4_NETMOD": "ofi"}
+"""MPICH's ranks tell each other their addresses through Slurm's PMI-2, which at times loses its place in UCX's long ones;
+see docs/troubleshooting.md."""
+
+
 @contextmanager
 def cluster(**settings: str) -> Iterator[Scheduler]:
     """Run a real Slurm with simulated nodes; there can be one at a time on a machine, whoever runs the tests."""
@@ -77,8 +82,7 @@ def slurm_user(rig: Rig, scheduler: Scheduler, **site: Any) -> Iterator[User]:
     """Yield a user with a site file made of the generic one; cancel what is left afterwards."""
     data: dict[str, Any] = load_site("slurm").model_dump(mode="json", exclude_unset=True) | {"name": "sim"} | site
     data["batch"] |= {"queue": "debug", "options": []}  # the simulated nodes are one machine: two share its cores
-    # Of what UCX can do, little: its addresses go through Slurm's PMI-2, which loses its place in long ones under load.
-    data["launcher"]["env"] |= {"UCX_TLS": "tcp,self"}
+    data["launcher"]["env"] |= SHORT_ADDRESSES
     path = rig.config.root / "sim.yaml"
     path.write_text(yaml.safe_dump(data))
     yield User(rig, path, scheduler)

@@ -39,7 +39,7 @@ def cluster() -> Iterator[Scheduler]:
 def user(lobby: Rig, cluster: Scheduler) -> Iterator[User]:
     """Return a user of a site whose nodes have as many CPUs as this machine, two."""
     program = {
-        "launcher": SRUN, "host_line": "{host}", "line_per_rank": True, "env": {"SLURM_HOSTFILE": "{hostfile}"},
+        "launcher": SRUN, "host_line": "{host}", "line_per_rank": True, "env": {"SLURM_HOSTFILE": "{hostfile}", **batch_rig.SHORT_ADDRESSES},
         "step": "always",
     }  # fmt: skip
     with batch_rig.slurm_user(
