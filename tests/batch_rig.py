@@ -60,8 +60,7 @@ def start_cluster(**settings: str) -> None:
 
 
 SHORT_ADDRESSES = {"MPIR_CVAR_CH4_NETMOD": "ofi"}
-"""MPICH's ranks tell each other their addresses through Slurm's PMI-2, which at times loses its place in UCX's long ones;
-see docs/troubleshooting.md."""
+"""For MPICH: Slurm's PMI-2 at times loses its place in UCX's long addresses of ranks; see docs/troubleshooting.md."""
 
 
 @contextmanager

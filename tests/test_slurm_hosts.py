@@ -39,8 +39,8 @@ def cluster() -> Iterator[Scheduler]:
 def user(lobby: Rig, cluster: Scheduler) -> Iterator[User]:
     """Return a user of a site whose nodes have as many CPUs as this machine, two."""
     program = {
-        "launcher": SRUN, "host_line": "{host}", "line_per_rank": True, "env": {"SLURM_HOSTFILE": "{hostfile}", **batch_rig.SHORT_ADDRESSES},
-        "step": "always",
+        "launcher": SRUN, "host_line": "{host}", "line_per_rank": True, "step": "always",
+        "env": {"SLURM_HOSTFILE": "{hostfile}", **batch_rig.SHORT_ADDRESSES},
     }  # fmt: skip
     with batch_rig.slurm_user(
         lobby, cluster, node={"cores": 2}, programs={"mpich": program}, reach={"interfaces": ["slurmbr0"]}
