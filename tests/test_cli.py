@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
@@ -19,6 +19,7 @@ import pytest
 from pilot.cli.app import run
 from pilot.config import load_project
 from pilot.store.local import LocalServer
+from tests.cli_rig import Call, Said
 from tests.conftest import need
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -78,23 +79,6 @@ with pilot.open():
 """
 
 
-class Said(NamedTuple):
-    """What a command has answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one document on stdout."""
-        assert self.code in (0, 1), self
-        return json.loads(self.out)
-
-
-Pilot = Callable[..., Said]
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A project with an embedded server; its pilots and its server are ended afterwards."""
@@ -111,7 +95,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def pilot(root: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Pilot:
+def pilot(root: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Call:
     """Run a command of the command line in this process, in the project."""
     monkeypatch.chdir(root)
     monkeypatch.setenv("COLUMNS", "200")
@@ -177,7 +161,7 @@ def one_line(said: Said, code: int = 1) -> str:
 # -- run ------------------------------------------------------------------------------------------
 
 
-def test_run_waits_for_what_the_script_left(pilot: Pilot, ids: dict[str, str]) -> None:
+def test_run_waits_for_what_the_script_left(pilot: Call, ids: dict[str, str]) -> None:
     assert [task["state"] for task in pilot("tasks", "--json").json if task["name"] == "late"] == ["done"] * 3
     ended = [view for view in pilot("pilots", "--json").json if view["reason"] == "drained on SIGTERM"]
     assert len(ended) == 1
@@ -197,7 +181,7 @@ def test_run_says_why_a_pilot_cannot_start(root: Path, tmp_path: Path) -> None:
     assert "its pool died" in last
 
 
-def test_ctrl_c_in_a_run_leaves_the_queue_consistent(pilot: Pilot, root: Path, ids: dict[str, str]) -> None:
+def test_ctrl_c_in_a_run_leaves_the_queue_consistent(pilot: Call, root: Path, ids: dict[str, str]) -> None:
     (root / "sleeper.py").write_text(SLEEPER)
     process = subprocess.Popen(
         [*COMMAND, "run", "--slots", "1", "sleeper.py"], cwd=root, start_new_session=True, text=True,
@@ -222,7 +206,7 @@ def test_ctrl_c_in_a_run_leaves_the_queue_consistent(pilot: Pilot, root: Path, i
     assert pilot("pilots", "--live", "--json").json == []
 
 
-def test_run_says_that_its_pilot_died(pilot: Pilot, root: Path, ids: dict[str, str]) -> None:
+def test_run_says_that_its_pilot_died(pilot: Call, root: Path, ids: dict[str, str]) -> None:
     process = subprocess.Popen(
         [*COMMAND, "run", "--slots", "1", "sleeper.py"], cwd=root, start_new_session=True, text=True,
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -257,7 +241,7 @@ def _environment(pid: int) -> list[bytes]:
 # -- looking --------------------------------------------------------------------------------------
 
 
-def test_tasks(pilot: Pilot, ids: dict[str, str]) -> None:
+def test_tasks(pilot: Call, ids: dict[str, str]) -> None:
     docs = {doc["task"]: doc for doc in pilot("tasks", "--limit", "1000", "--json").json}
     assert docs[ids["total"]]["state"] == "done"
     assert docs[ids["total"]]["record"] == f"{ids['total']}:1"
@@ -276,7 +260,7 @@ def test_tasks(pilot: Pilot, ids: dict[str, str]) -> None:
     assert pilot("tasks", "--tag", "none").out == "no such task\n"
 
 
-def test_show_tells_where_a_result_came_from(pilot: Pilot, ids: dict[str, str]) -> None:
+def test_show_tells_where_a_result_came_from(pilot: Call, ids: dict[str, str]) -> None:
     said = pilot("show", ids["total"])
     shown = said.out
     assert said.code == 0
@@ -298,7 +282,7 @@ def test_show_tells_where_a_result_came_from(pilot: Pilot, ids: dict[str, str]) 
     assert ISO.fullmatch(record["time"]["started"])
 
 
-def test_show_of_failures(pilot: Pilot, ids: dict[str, str]) -> None:
+def test_show_of_failures(pilot: Call, ids: dict[str, str]) -> None:
     bad = pilot("show", ids["bad"]).out
     assert "earlier attempts: 1 failed" in bad
     assert 'raise ValueError(f"no energy minimum for {what}")' in bad
@@ -310,7 +294,7 @@ def test_show_of_failures(pilot: Pilot, ids: dict[str, str]) -> None:
     assert "oops" in shell
 
 
-def test_logs(pilot: Pilot, ids: dict[str, str]) -> None:
+def test_logs(pilot: Call, ids: dict[str, str]) -> None:
     assert pilot("logs", ids["part"]) == Said(0, "doubling 1\n", "")
     assert pilot("logs", ids["shell"]).out == "hello\noops\n"
     assert pilot("logs", "-f", ids["shell"]).out == "hello\noops\n"
@@ -319,7 +303,7 @@ def test_logs(pilot: Pilot, ids: dict[str, str]) -> None:
     assert "has written nothing" in one_line(pilot("logs", ids["after"]))
 
 
-def test_logs_without_the_file(pilot: Pilot, root: Path, ids: dict[str, str]) -> None:
+def test_logs_without_the_file(pilot: Call, root: Path, ids: dict[str, str]) -> None:
     log = pilot("show", ids["shell"], "--json").json["records"][0]["output_log"]
     moved = Path(log["file"]).rename(log["file"] + ".moved")
     try:
@@ -328,7 +312,7 @@ def test_logs_without_the_file(pilot: Pilot, root: Path, ids: dict[str, str]) ->
         moved.rename(log["file"])
 
 
-def test_explain_failures(pilot: Pilot, ids: dict[str, str]) -> None:
+def test_explain_failures(pilot: Call, ids: dict[str, str]) -> None:
     after = pilot("explain", ids["after"], "--json").json
     assert after["state"] == "failed"
     assert ids["bad"] in after["reasons"][0]
@@ -338,7 +322,7 @@ def test_explain_failures(pilot: Pilot, ids: dict[str, str]) -> None:
     assert "is done" in pilot("explain", ids["total"]).out
 
 
-def test_status(pilot: Pilot, root: Path, ids: dict[str, str], live: str) -> None:
+def test_status(pilot: Call, root: Path, ids: dict[str, str], live: str) -> None:
     document = pilot("status", "--json").json
     assert document["project"]["root"] == str(root)
     assert document["store"]["running"] is True
@@ -355,7 +339,7 @@ def test_status(pilot: Pilot, root: Path, ids: dict[str, str], live: str) -> Non
     assert "`pilot retry --all failed`" in shown
 
 
-def test_doctor(pilot: Pilot, ids: dict[str, str], live: str) -> None:
+def test_doctor(pilot: Call, ids: dict[str, str], live: str) -> None:
     said = pilot("doctor", "--json")
     assert said.json["healthy"], said.out
     checks = {line["check"]: line for line in said.json["checks"]}
@@ -367,7 +351,7 @@ def test_doctor(pilot: Pilot, ids: dict[str, str], live: str) -> None:
 # -- pilots ---------------------------------------------------------------------------------------
 
 
-def test_submit_and_wait(pilot: Pilot, live: str) -> None:
+def test_submit_and_wait(pilot: Call, live: str) -> None:
     said = pilot("submit", "--tag", "a", "--tag", "b", "--name", "greeting", "--env", "WHO=you", "--wait", "--",
                  "sh", "-c", "echo hi $WHO; pwd")  # fmt: skip
     assert said.code == 0, said
@@ -384,7 +368,7 @@ def test_submit_and_wait(pilot: Pilot, live: str) -> None:
     assert pilot("wait", task, failed.json["task"], "--json").json["failed"] == 1
 
 
-def test_cancel_and_retry_of_what_runs(pilot: Pilot, live: str) -> None:
+def test_cancel_and_retry_of_what_runs(pilot: Call, live: str) -> None:
     task = pilot("submit", "--", "sh", "-c", "echo begun; exec sleep 1000").out.strip()
     eventually(lambda: pilot("logs", task).out == "begun\n")  # the output so far, of the slot that runs it
     assert live in pilot("explain", task).out
@@ -399,7 +383,7 @@ def test_cancel_and_retry_of_what_runs(pilot: Pilot, live: str) -> None:
     assert "it is cancelled" not in pilot("explain", task).out
 
 
-def test_logs_follow_a_running_command(root: Path, pilot: Pilot, live: str) -> None:
+def test_logs_follow_a_running_command(root: Path, pilot: Call, live: str) -> None:
     go = root / "go"
     script = f"echo first; until [ -e {go} ]; do sleep 0.05; done; echo last"
     task = pilot("submit", "--shell", "--", script).out.strip()
@@ -414,7 +398,7 @@ def test_logs_follow_a_running_command(root: Path, pilot: Pilot, live: str) -> N
 NO_ROOM = "needs 64 slots on one node, the largest node here has 2"
 
 
-def test_what_no_slot_can_run_is_said(pilot: Pilot, live: str) -> None:
+def test_what_no_slot_can_run_is_said(pilot: Call, live: str) -> None:
     task = pilot("submit", "--cores", 64, "--", "true").out.strip()
     long = pilot("submit", "--walltime", "2h", "--", "true").out.strip()
     waited = pilot("wait", task, "--timeout", "2s")
@@ -426,7 +410,7 @@ def test_what_no_slot_can_run_is_said(pilot: Pilot, live: str) -> None:
     assert pilot("cancel", "--state", "ready", "--yes").out == "2 tasks cancelled\n"
 
 
-def test_pilots_and_down(pilot: Pilot, root: Path, live: str) -> None:
+def test_pilots_and_down(pilot: Call, root: Path, live: str) -> None:
     other = spawn(root, "up", "--slots", 1, "--json").json["pilot"]
     views = {view["id"]: view for view in pilot("pilots", "--live", "--json").json}
     assert set(views) == {live, other}
@@ -439,7 +423,7 @@ def test_pilots_and_down(pilot: Pilot, root: Path, live: str) -> None:
     assert [view["id"] for view in pilot("pilots", "--live", "--json").json] == [live]
 
 
-def test_a_dead_agent_is_noticed_and_cleared_away(pilot: Pilot, root: Path, live: str) -> None:
+def test_a_dead_agent_is_noticed_and_cleared_away(pilot: Call, root: Path, live: str) -> None:
     other = spawn(root, "up", "--slots", 1, "--json").json["pilot"]
     pid = next(view["pid"] for view in pilot("pilots", "--live", "--json").json if view["id"] == other)
     psutil.Process(pid).kill()
@@ -457,7 +441,7 @@ def test_a_dead_agent_is_noticed_and_cleared_away(pilot: Pilot, root: Path, live
 # -- store ----------------------------------------------------------------------------------------
 
 
-def test_store(pilot: Pilot, root: Path) -> None:
+def test_store(pilot: Call, root: Path) -> None:
     status = pilot("store", "status", "--json").json
     assert (status["kind"], status["running"]) == ("embedded", True)
     assert f"port {status['port']}" in pilot("store", "status").out
@@ -470,6 +454,6 @@ def test_store(pilot: Pilot, root: Path) -> None:
     assert pilot("tasks").code == 0
 
 
-def test_commands_start_the_store(pilot: Pilot, root: Path) -> None:
+def test_commands_start_the_store(pilot: Call, root: Path) -> None:
     LocalServer(load_project(root).store_folder).stop()
     assert pilot("tasks").code == 0

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pty
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -24,24 +21,9 @@ from pilot.site_files import load_site
 from pilot.sites import Launcher
 from pilot.store import pilots
 from pilot.store.access import store_of
+from tests.cli_rig import Call, Said
 
 COMMAND = [sys.executable, "-P", "-m", "pilot"]
-
-
-class Said(NamedTuple):
-    """What a command has answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one document on stdout."""
-        return json.loads(self.out)
-
-
-Call = Callable[..., Said]
 
 
 @pytest.fixture

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import yaml
@@ -22,28 +21,9 @@ from pilot.site_files import load_site
 from pilot.sites import Site, here
 from pilot.states import JobState
 from tests import batch_rig
+from tests.cli_rig import Call, Said
 from tests.conftest import need
 from tests.rig import Rig
-
-
-class Said(NamedTuple):
-    """What a command has answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one document on stdout."""
-        return json.loads(self.out)
-
-    def checks(self, name: str) -> list[str]:
-        """Return what one check found."""
-        return [f"{one['verdict']}: {one['text']}" for one in self.json["checks"] if one["check"] == name]
-
-
-Call = Callable[..., Said]
 
 MINE: dict[str, Any] = {
     "extends": "slurm", "description": "Mine", "detect": {"env": {"MY_MACHINE": "yes"}}, "slots": 2,
