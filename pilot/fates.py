@@ -39,6 +39,9 @@ _WAITS = {
     JobState.UNKNOWN: "is in a state that is not in the batch system's manual",
 }
 
+_HOSTS_LENGTH = 80
+"""Characters of the names of a job's nodes that are shown: PBS writes out each of thousands."""
+
 
 def fate(state: PilotState, silent_s: float, ttl_s: float, job: Job | None, since_s: float) -> Fate:
     """Conclude what has become of a pilot that has not written its end.
@@ -66,6 +69,7 @@ def fate(state: PilotState, silent_s: float, ttl_s: float, job: Job | None, sinc
         )
     code = "" if job.exit_code in (None, 0) else f", exit code {job.exit_code}"
     code += f", signal {job.signal}" if job.signal else ""
-    where = f" on {job.hosts}" if job.hosts else ""
+    hosts = job.hosts if len(job.hosts) <= _HOSTS_LENGTH else f"{job.hosts[:_HOSTS_LENGTH]}…"
+    where = f"; it ran on {hosts}" if hosts else ""
     before = " before its agent had reported" if state is PilotState.STARTING else ""
-    return Fate(True, f"its batch job {job.id}{where} ended as {job.word}{before}{code}{why}")
+    return Fate(True, f"its batch job {job.id} ended as {job.word}{before}{code}{why}{where}")

@@ -117,7 +117,7 @@ def fates(store: Store, docs: Sequence[Document], now: datetime) -> dict[str, Fa
                 why = _trouble(doc)
                 if not why and state is PilotState.STARTING and (said := printed(Path(doc.get("folder", "")))):
                     why = f"its job printed {said!r}"
-                words = "; ".join(filter(None, (why, doc.get("reason"), found.words)))
+                words = "; ".join(filter(None, (found.words, why, doc.get("reason"))))
                 pilots.end(store, doc["_id"], PilotState.LOST, words)
     return told
 

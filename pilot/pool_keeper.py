@@ -75,7 +75,9 @@ class PoolKeeper:
 
     @property
     def trouble(self) -> str:
-        """What is wrong with a block that has not had a pool for long; "" if all is well."""
+        """Why this block has no pool, or has not had one for long; "" if all is well."""
+        if self.over:
+            return self.reason
         working = self.pool is not None and time.monotonic() - self.started_at > WORKED_S
         return "" if working else self._trouble
 
@@ -131,7 +133,6 @@ class PoolKeeper:
         if delay is None:
             self.over = True
             self.reason = f"its pool died {self._backoff.failures + 1} times in a row; last words:\n{pool.last_words()}"
-            self._trouble = self.reason
             logger.error("pool %s is the last of its block: %s", pool.launch, self.reason)
             return
         self._start_at = time.monotonic() + delay

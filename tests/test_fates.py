@@ -48,4 +48,6 @@ def test_words() -> None:
     soon = fate(STARTING, 0.0, 30.0, job(JobState.QUEUED, "Priority", starts=datetime(2026, 3, 1, 14, 5)), 5.0)
     assert soon.words == "job 7 waits in the queue: Priority (QUEUED), expected to start 2026-03-01 14:05"
     node = fate(RUNNING, 60.0, 30.0, job(JobState.NODE_FAIL, hosts="n[1-2]", exit_code=0, signal=9), 5.0)
-    assert node.words == "its batch job 7 on n[1-2] ended as NODE_FAIL, signal 9"
+    assert node.words == "its batch job 7 ended as NODE_FAIL, signal 9; it ran on n[1-2]"
+    many = fate(RUNNING, 60.0, 30.0, job(JobState.NODE_FAIL, hosts="+".join(f"n{i}/0*4" for i in range(1000))), 5.0)
+    assert len(many.words) < 200

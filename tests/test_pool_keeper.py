@@ -65,6 +65,7 @@ def test_a_block_without_nodes_is_over(tmp_path: Path) -> None:
     deaths.down = {"n1"}
     deaths.once()
     assert (deaths.keeper.over, deaths.keeper.reason) == (True, "its nodes are down: n1")
+    assert deaths.keeper.trouble == deaths.keeper.reason
 
 
 def test_a_pool_that_dies_again_and_again_is_given_up_with_its_last_words(tmp_path: Path) -> None:
