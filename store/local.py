@@ -297,6 +297,8 @@ class LocalServer:
         while process := mongod.found(self._db, deadline):
             if version := self._adopt(process, deadline):
                 return process, version
+        # One that shut down in order lets go of its data first and of its port last, at which its users look for it.
+        mongod.await_end(self._db, self._read().pid, deadline)
         process = self._launch(deadline)
         return process, self._prepare(process, deadline)
 

@@ -41,6 +41,16 @@ def test_a_killed_server_comes_back_with_its_data(server: LocalServer, directory
 
 
 @pytest.mark.slow
+def test_a_server_that_was_terminated_comes_back_at_its_port(server: LocalServer, directory: Path) -> None:
+    server.start()
+    before = server.status()
+    os.kill(before.pid or 0, signal.SIGTERM)
+    while server.runs:  # at once: it has let go of its data, and not of its port
+        pass
+    server.start()
+    assert server.status().port == before.port
+
+
 def test_a_killed_starter_leaves_nothing_that_does_not_heal(server: LocalServer, directory: Path) -> None:
     moments = random.Random(0)
     count = 0
