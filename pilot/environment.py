@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pilot import values
 
@@ -96,6 +96,34 @@ def without_secrets(value: str) -> str:
     if _SECRETS.search(value):
         return HIDDEN
     return ":".join(HIDDEN if _RANDOM.search(part) else part for part in value.split(":"))
+
+
+class Difference(NamedTuple):
+    """Something in which two environments differ."""
+
+    name: str
+    """Of the field: ``packages.numpy``."""
+    then: Any
+    """None: it was not there."""
+    now: Any
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Return in what two environment documents differ, sorted by name."""
+    before, after = _flat(then), _flat(now)
+    return [
+        Difference(name, before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if name != "_id" and before.get(name) != after.get(name)
+    ]
+
+
+def _flat(document: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return the fields of nested mappings under their full names."""
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        found |= _flat(value, f"{before}{key}.") if isinstance(value, Mapping) else {f"{before}{key}": value}
+    return found
 
 
 def container(variables: Mapping[str, str]) -> str | None:

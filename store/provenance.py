@@ -57,7 +57,7 @@ def encode(
         seal: makes them of the record and of the digest of its bytes.
         minimal: makes a record that can be stored of one that cannot, and why.
     """
-    why = ""
+    body, why = b"", ""
     try:
         body = bson.encode(record)
         if len(body) > RECORD_BYTES:

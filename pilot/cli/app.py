@@ -56,6 +56,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
     },
     "Provenance": {
         "verify": Entry("verify", "verify", "Check that a result and what went into it are as written."),
+        "reproduce": Entry("reproduce", "reproduce", "Run a result again with the recorded code, and compare."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
