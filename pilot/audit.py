@@ -87,13 +87,13 @@ def _value_problem(entry: Document, size: Callable[[str], int]) -> str:
 
 
 def check_links(
-    record: Document, parents: Mapping[str, Document], officials: Mapping[str, str | None], get: Get
+    record: Document, parents: Mapping[str, Document | None], officials: Mapping[str, str | None], get: Get
 ) -> Iterator[str]:
     """Check that each linked input is an output of its source's official, good record, with the same hash.
 
     Args:
-        record: whose inputs are checked.
-        parents: records by id; one that is not among them does not exist.
+        record: whose inputs are checked; its signature fits.
+        parents: records by id; None: its signature does not fit. One that is not among them does not exist.
         officials: task → its official record, of those tasks that exist.
         get: reads an object.
     """
@@ -104,14 +104,19 @@ def check_links(
         source, output = entry["source"]["record"], entry["source"]["output"]
         link, parent = f"input {entry['name']!r}", parents.get(source)
         if parent is None:
-            yield f"{link} came from record {source!r}, which does not exist"
+            what = "whose signature does not fit" if source in parents else "which does not exist"
+            yield f"{link} came from record {source!r}, {what}"
             continue
         if parent["outcome"] not in GOOD:
             yield f"{link} came from record {source!r}, which says {parent['outcome']!r}"
         elif officials.get(parent["task"], source) != source:
             yield f"{link} came from record {source!r}, which is not the official one of its task"
         if source not in outputs:
-            outputs[source] = {made["name"]: made["hash"] for made in unpack(parent["outputs"], get)}
+            try:
+                outputs[source] = {made["name"]: made["hash"] for made in unpack(parent["outputs"], get)}
+            except PilotError as exc:
+                yield f"{link} came from record {source!r}, whose list of outputs cannot be read: {exc}"
+                continue
         if output not in outputs[source]:
             yield f"{link} came from record {source!r}, which has no output {output!r}"
         elif outputs[source][output] != entry["hash"]:

@@ -14,11 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pilot import offers, records, signing, values
-from pilot import reproduce as reproducing
-from pilot import verify as verifying
+from pilot.compare import RTOL
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
@@ -32,6 +31,10 @@ from pilot.store import dependants, provenance, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
+
+if TYPE_CHECKING:
+    from pilot.reproduce import Report as Reproduction
+    from pilot.verify import Report as Verification
 
 FIRST_CHUNK = 250
 """Tasks in the first round trip, twice as many in each further one: idle pools begin with it at once."""
@@ -284,7 +287,7 @@ class Project:
         every = provenance.attempts(self.store, task)
         return every[-1] if every else None
 
-    def verify(self, task: str | Future, depth: int | None = None) -> verifying.Report:
+    def verify(self, task: str | Future, depth: int | None = None) -> Verification:
         """Check hashes, signatures and links of a task's record and of all that went into it, `depth` links up at most.
 
         Args:
@@ -295,18 +298,20 @@ class Project:
             TaskNotFound: there is none.
             InvalidInput: no attempt of it has ended.
         """
-        ids = verifying.records_of(self.store, task.id if isinstance(task, Future) else task)
-        return verifying.lineage_of(self.store, self._objects, self._signer, ids, depth)
+        from pilot import verify
+
+        ids = verify.records_of(self.store, task.id if isinstance(task, Future) else task)
+        return verify.lineage_of(self.store, self._objects, self._signer, ids, depth)
 
     def reproduce(
-        self, task: str | Future, *, depth: int | None = None, rtol: float = reproducing.RTOL, atol: float = 0.0,
+        self, task: str | Future, *, depth: int | None = None, rtol: float = RTOL, atol: float = 0.0,
         slots: int | None = None, keep: bool = False,
-    ) -> reproducing.Report:  # fmt: skip
+    ) -> Reproduction:  # fmt: skip
         """Run a task, and all that went into it, again, and compare what comes out; see `pilot.reproduce`."""
+        from pilot.reproduce import reproduce
+
         name = task.id if isinstance(task, Future) else task
-        return reproducing.reproduce(
-            self.config, self.store, name, depth=depth, rtol=rtol, atol=atol, slots=slots, keep=keep
-        )
+        return reproduce(self.config, self.store, name, depth=depth, rtol=rtol, atol=atol, slots=slots, keep=keep)
 
     # -- control ----------------------------------------------------------------------------------
 

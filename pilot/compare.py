@@ -8,8 +8,11 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from pilot import values
-from pilot.errors import PilotError
+from pilot.errors import ObjectCorrupt, PilotError
 from pilot.records import Get, blob_from
+
+RTOL = 1e-9
+"""Numbers are close, unless told otherwise, if they differ by at most so much, relative to the larger one."""
 
 _DEPTH = 100
 """Objects nested deeper are not looked into: they may hold themselves."""
@@ -79,6 +82,8 @@ def output(
 
 def _value(entry: Mapping[str, Any], get: Get) -> Any:
     blob = blob_from(entry)
+    if blob.data is not None and values.digest(blob.data) != blob.hash:
+        raise ObjectCorrupt("the value in the record does not have its hash")
     return values.decode(get(blob.hash) if blob.data is None else blob.data)
 
 

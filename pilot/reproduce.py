@@ -14,7 +14,7 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from pilot import compare, environment, launch, recorded, records, signing, verify
-from pilot.compare import Output, Verdict
+from pilot.compare import RTOL, Output, Verdict
 from pilot.config import ProjectConfig
 from pilot.errors import InvalidInput, PilotDied, SignatureError
 from pilot.functions import PYTHON
@@ -29,8 +29,6 @@ from pilot.states import ENDED, GOOD, Kind, State
 from pilot.store import dependants, lineage, pilots, provenance, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
-
-RTOL = 1e-9
 
 Document = dict[str, Any]
 

@@ -134,6 +134,12 @@ def test_every_field_counts(store: Store, objects: Objects, chained: list[RawBSO
             changed, digest = provenance.opened(raw)
             assert audit.check_digest(changed, digest) or audit.check_signature(changed, SIGNER), (path, change)
             put_back(store, victim)
+    for field in doc.keys() - {"_id"}:  # whatever is missing, others are still looked at
+        for change in ({"$unset": {field: 1}}, {"$set": {field: 5}}):
+            store.provenance.update_one({"_id": victim["_id"]}, change)
+            assert "t6:1" in found(store, objects)
+            assert "t6:1" in {problem.of for problem in lineage_of(store, objects, SIGNER, ["t8:1"]).problems}
+            put_back(store, victim)
     for change in ({"$set": {"new": 1}}, {"$set": {"inputs.0.new": 1}}, {"$rename": {"host": "hosts"}}):
         store.provenance.update_one({"_id": victim["_id"]}, change)
         assert list(found(store, objects)) == ["t6:1"], change
@@ -278,6 +284,21 @@ def test_links_of_a_lineage(store: Store, objects: Objects) -> None:
     ]
     assert lineage_of(store, objects, SIGNER, ["p:1"]).good
     assert lineage_of(store, objects, SIGNER, ["none:1"]).problems == [Problem("none:1", "there is no such record")]
+
+
+def test_a_list_that_is_gone(store: Store, objects: Objects) -> None:
+    parent = made("p", "pool", objects.put)
+    child = made("c", "pool", objects.put, [parent])
+    parent["outputs"] = records.pack(parent["outputs"], objects.put, 1 << 30)
+    provenance.insert(store, [seal(doc) for doc in (parent, child)])
+    assert lineage_of(store, objects, SIGNER, ["c:1"]).good
+    Path(objects.path(parent["outputs"]["object"])).unlink()
+    texts = [f"{problem.of}: {problem.text}" for problem in lineage_of(store, objects, SIGNER, ["c:1"]).problems]
+    assert [text.partition(" the object")[0] for text in texts] == [
+        "p:1: its list of outputs cannot be read:",
+        "c:1: input 'y0' came from record 'p:1', whose list of outputs cannot be read:",
+    ]
+    assert "its lists of values cannot be read" in found(store, objects)["p:1"]
 
 
 def test_an_environment_is_what_its_name_says(store: Store, objects: Objects) -> None:

@@ -11,7 +11,7 @@ from pilot import reproduce as reproducing
 from pilot.cli import text
 from pilot.cli.common import Command, Rows, console, emit, escaped, json_option, opened, waiting
 from pilot.cli.completion import tasks as complete_tasks
-from pilot.compare import Output, Verdict
+from pilot.compare import RTOL, Output, Verdict
 
 _STYLES = {
     Verdict.IDENTICAL: "green", Verdict.CLOSE: "yellow", Verdict.DIFFERENT: "red", Verdict.MISSING: "red",
@@ -27,7 +27,7 @@ _LINES = 60
     help="Run again what is N links up at most, and take what is above as recorded; default: all.",
 )  # fmt: skip
 @click.option(
-    "--rtol", type=click.FloatRange(0), default=reproducing.RTOL, show_default=True, metavar="X",
+    "--rtol", type=click.FloatRange(0), default=RTOL, show_default=True, metavar="X",
     help="Numbers are close if they differ by at most X, relative to the larger one.",
 )  # fmt: skip
 @click.option(
