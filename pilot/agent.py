@@ -19,6 +19,7 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -73,7 +74,8 @@ class Agent:
         """Tells this process from another agent of the same pilot, should its job be started twice."""
         self._settings = settings
         self._store = store
-        self._signer = signing.Signer(signing.load_key(config.key_file), config.id)
+        signer = signing.Signer(signing.load_key(config.key_file), config.id)
+        self._seal = partial(records.seal, signer=signer)
         self._folder = config.pilot_folder(settings.pilot)
         earlier = len(list(self._folder.glob("pool-*.json")))  # those of an earlier agent keep their numbers
         numbers = itertools.count(earlier + 1)
@@ -312,7 +314,7 @@ class Agent:
         ran = task.get("suspect") == task["attempt"]
         reason = "its pool died while it ran in the ranks; it runs alone from now on" if ran else "its pool died"
         doc = records.lost_record(task, task["lease"], reason, datetime.now(UTC))
-        return provenance.encode(records.sign(doc, self._signer), records.minimal)[0]
+        return provenance.encode(doc, self._seal, records.minimal)[0]
 
     # -- pools ------------------------------------------------------------------------------------
 

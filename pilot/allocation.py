@@ -20,6 +20,7 @@ from pilot.executors.batch.scheduler import Scheduler, system_of
 from pilot.executors.batch.script import export, script
 from pilot.offers import usual_slots
 from pilot.settings import PilotSettings, new_pilot_id
+from pilot.site_files import digest_of
 from pilot.sites import launchers
 from pilot.states import PilotState
 from pilot.store import pilots
@@ -81,7 +82,7 @@ def pilot_settings(
         slots or usual_slots(site, slot_cores), slot_cores, nodes, batch=site.batch.system if site.batch else "",
         requeue=bool(site.batch and site.batch.requeue),
         store_in_pilot=bool(site.batch and config and config.embedded and site.reach.in_pilot),
-        interfaces=site.reach.interfaces, walltime_s=walltime_s, idle_s=idle_s,
+        interfaces=site.reach.interfaces, walltime_s=walltime_s, idle_s=idle_s, site_digest=digest_of(site),
         host_line=site.launcher.host_line, line_per_rank=site.launcher.line_per_rank, launcher_env=site.launcher.env,
         one_node=site.launcher.one_node, block_nodes=site.launcher.block_nodes,
         programs_beside_pool=beside, program_nodes=program_nodes,

@@ -14,9 +14,10 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pilot import offers, records, signing, values
+from pilot.compare import RTOL
 from pilot.config import ProjectConfig, find_project
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
@@ -24,11 +25,16 @@ from pilot.model import SCHEMA, Blob, FunctionCode, Input, new_batch, new_token,
 from pilot.prepare import code_document
 from pilot.resources import Resources, TaskSpec
 from pilot.results import Watcher
+from pilot.source import own_text
 from pilot.states import GOOD, State
 from pilot.store import dependants, provenance, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
+
+if TYPE_CHECKING:
+    from pilot.reproduce import Report as Reproduction
+    from pilot.verify import Report as Verification
 
 FIRST_CHUNK = 250
 """Tasks in the first round trip, twice as many in each further one: idle pools begin with it at once."""
@@ -208,8 +214,11 @@ class Project:
         if code.pickle is not None and code.pickle.data is not None and code.pickle.size > 1 << 20:
             self._objects.put(values.Encoded(code.pickle.hash, code.pickle.size, (code.pickle.data,)))
             stored = code._replace(pickle=Blob(code.pickle.hash, code.pickle.size, None))
+        text = own_text(code.module, code.module_hash)
+        if text is not None:  # so that it can be run again when the file has changed
+            self._objects.put(values.Encoded(code.module_hash, len(text), (text,)))
         signature = self._signer.sign("function", SCHEMA, signing.function_fields(stored))
-        provenance.put_functions(self.store, [code_document(stored, signature)])
+        provenance.put_functions(self.store, [code_document(stored, signature, text is not None)])
         self._functions.add(code.hash)
 
     # -- results ----------------------------------------------------------------------------------
@@ -277,6 +286,32 @@ class Project:
             return provenance.get(self.store, [official]).get(official)
         every = provenance.attempts(self.store, task)
         return every[-1] if every else None
+
+    def verify(self, task: str | Future, depth: int | None = None) -> Verification:
+        """Check hashes, signatures and links of a task's record and of all that went into it, `depth` links up at most.
+
+        Args:
+            task: a future, a task's id, which may be shortened, or a record's.
+            depth: None: as far as links go.
+
+        Raises:
+            TaskNotFound: there is none.
+            InvalidInput: no attempt of it has ended.
+        """
+        from pilot import verify
+
+        ids = verify.records_of(self.store, task.id if isinstance(task, Future) else task)
+        return verify.lineage_of(self.store, self._objects, self._signer, ids, depth)
+
+    def reproduce(
+        self, task: str | Future, *, depth: int | None = None, rtol: float = RTOL, atol: float = 0.0,
+        slots: int | None = None, keep: bool = False,
+    ) -> Reproduction:  # fmt: skip
+        """Run a task, and all that went into it, again, and compare what comes out; see `pilot.reproduce`."""
+        from pilot.reproduce import reproduce
+
+        name = task.id if isinstance(task, Future) else task
+        return reproduce(self.config, self.store, name, depth=depth, rtol=rtol, atol=atol, slots=slots, keep=keep)
 
     # -- control ----------------------------------------------------------------------------------
 

@@ -11,8 +11,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,8 @@ class _Batch:
 
     raws: Sequence[RawRecord]
     ends: Sequence[End]
+    chain: records.Chain
+    """As it was behind them."""
     spooled: Path | None = None
 
 
@@ -79,12 +82,15 @@ class Committer:
     ) -> None:
         self._store = store
         self._signer = signer
+        self._chain = records.Chain(place.token)
+        self._durable = replace(self._chain)
+        """The chain as far as it is in the store."""
+        self._seal = partial(records.seal, signer=signer, chain=self._chain)
         self._place = place
         self._spool = spool
         self._put = put
         self._held = held
         self._failed = failed
-        self._chain = records.Chain(place.token)
         self._queue: deque[Ended] = deque()
         self._released: deque[list[str]] = deque()
         self._lock = threading.Lock()
@@ -134,6 +140,10 @@ class Committer:
                 thread.join(max(0.0, deadline - time.monotonic()))
         return self.unwritten == 0
 
+    def tip(self) -> Document:
+        """Return how far the chain of records in the store has come, for the pool's document."""
+        return records.tip(self._durable, self._signer)
+
     # -- inside ---------------------------------------------------------------------------------
 
     def _guard(self, loop: Callable[[], None]) -> None:
@@ -180,18 +190,15 @@ class Committer:
                 why = f"its record cannot be made: {type(exc).__name__}: {exc}"
                 doc = records.minimal(records.record(task, (), {}, bare, self._place, self._put), why)
                 result = bare._replace(outcome=Outcome.FAILED)
-            records.sign(doc, self._signer, self._chain)
-            raw, stored = provenance.encode(doc, self._minimal)
+            raw, stored = provenance.encode(doc, self._seal, self._minimal)
             raws.append(raw)
             outcome = result.outcome if stored is doc else Outcome.FAILED
             ends.append(End(task["_id"], result.attempt, token, outcome, task.get("client")))
-        return _Batch(raws, ends)
+        return _Batch(raws, ends, replace(self._chain))
 
     def _minimal(self, doc: Document, why: str) -> Document:
         log.warning("record %s cannot be stored: %s", doc["_id"], why)
-        small = records.sign(records.minimal(doc, why), self._signer)
-        self._chain.close(small)
-        return small
+        return records.minimal(doc, why)
 
     def _commit(self, batch: _Batch) -> None:
         """Write one batch; while the store is away, spool it and all that comes behind it, and try again."""
@@ -221,6 +228,7 @@ class Committer:
             self.away_since = None
         if batch.spooled is not None:
             self._spool.remove(batch.spooled)
+        self._durable = batch.chain
         self._held.difference_update([(end.task, end.attempt) for end in ends])
         with self._lock:
             self.unwritten -= len(ends)

@@ -10,6 +10,7 @@ A project is a directory with ``.pilot/`` (mode 0700), found from the working di
     pilots/ID/      a pilot's configuration, log and captured output
     spool/TOKEN/    results that could not be written to the store yet
     work/           private working directories of commands
+    scratch/        projects in which something is run again
     sites/          the project's own site files, if it has any
 """
 

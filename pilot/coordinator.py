@@ -142,7 +142,7 @@ class Coordinator:
             raise StoreUnavailable(f"{committer.unwritten} results are not in the store: they are spooled as {token!r}")
         tasks.give_back(self._store, token, tasks.held(self._store, token).items())
         reason = f"to be started anew: {self.recycle}" if self.recycle else "drained"
-        pilots.close_pool(self._store, token, PoolState.ENDED, reason)
+        pilots.close_pool(self._store, token, PoolState.ENDED, reason, {"chain": committer.tip()})
         if orphaned:
             pilots.end(self._store, self._settings.pilot, PilotState.LOST, "its agent died; its pool has drained")
 
@@ -216,7 +216,8 @@ class Coordinator:
         return {
             "busy": busy, "in_hand": slots.load(), "waiting": leaser.waiting + self._wide.waiting,
             "rate": round(self._rate, 1), "done": committer.counts["done"], "not_done": committer.counts["other"],
-            "unwritten": committer.unwritten, "wish": self.wish.value, **self._wide.stats(time.time()),
+            "unwritten": committer.unwritten, "chain": committer.tip(), "wish": self.wish.value,
+            **self._wide.stats(time.time()),
         }  # fmt: skip
 
     # -- giving ---------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -81,6 +81,7 @@ def start(
     slot_cores: int | None = None,
     walltime_s: float | None = None,
     idle_s: float | None = None,
+    env: Mapping[str, str] = os.environ,
 ) -> Local:
     """Start an agent, detached, with this interpreter; its pool is not up when this returns.
 
@@ -91,16 +92,17 @@ def start(
         slot_cores: cores of each; None: the site's number.
         walltime_s: end the pilot after so long.
         idle_s: end it after so long without work.
+        env: its environment.
 
     Raises:
         ConfigError: there is no such site.
         ProjectError: the project's key is missing or open to others.
     """
     machine = load_site(site or config.site, config)
-    return begin(config, pilot_settings(config, machine, slots, slot_cores, walltime_s, idle_s))
+    return begin(config, pilot_settings(config, machine, slots, slot_cores, walltime_s, idle_s), env)
 
 
-def begin(config: ProjectConfig, settings: PilotSettings) -> Local:
+def begin(config: ProjectConfig, settings: PilotSettings, env: Mapping[str, str] = os.environ) -> Local:
     """Start an agent that is told this, as `start` does.
 
     Raises:
@@ -110,7 +112,7 @@ def begin(config: ProjectConfig, settings: PilotSettings) -> Local:
     if settings.walltime_s is not None:
         settings = replace(settings, end_at=time.time() + settings.walltime_s)
     folder = make_folder(config, settings)
-    pid = local.start(agent_argv(folder), folder / "agent.out", os.environ)
+    pid = local.start(agent_argv(folder), folder / "agent.out", env)
     started = local.started_at(pid)
     return Local(
         settings.pilot, pid, 0.0 if started is None else started, folder, settings.slots, settings.slot_cores
@@ -136,16 +138,16 @@ def await_up(store: Store, pilot: Local, deadline_s: float = UP_S, stopped: Call
         elif time.monotonic() > deadline:
             problem = f"its pool did not come up within {deadline_s:g} s"
         if problem:
-            _end(pilot)
+            end(pilot)
             log = pilot.folder / "agent.log"
             raise PilotDied(f"cannot start pilot {pilot.id}: {problem.splitlines()[0]}; see {log}")
         time.sleep(0.05)
     return True
 
 
-def _end(pilot: Local) -> None:
-    """End a pilot that has not come up, in order if it can."""
-    deadline = time.monotonic() + _GRACE_S
+def end(pilot: Local, patience_s: float = _GRACE_S) -> None:
+    """End a pilot, in order if it can within so long; what it runs then is killed."""
+    deadline = time.monotonic() + patience_s
     local.stop(pilot.pid, pilot.started)
     while pilot.alive and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -99,6 +99,7 @@ def _host(config: dict[str, Any], rank: int) -> str:
 
 def _coordinator(config: dict[str, Any]) -> int:
     import gc
+    import os
     from pathlib import Path
 
     from pilot import log, signing
@@ -108,6 +109,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     from pilot.executors.pool.signals import Flags
     from pilot.executors.pool.slots import Slots
     from pilot.executors.pool.world import EXIT_LEFTOVER, start
+    from pilot.executors.run.scrub import scrubbed
     from pilot.settings import PoolSettings
     from pilot.store import provenance
     from pilot.store.access import PILOT_SELECT_S, store_of
@@ -131,7 +133,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     world = start(config["slots"] + 1)
     signer = signing.Signer(signing.load_key(project.key_file), project.id)
     with store_of(project, start=False, select_s=PILOT_SELECT_S) as store:
-        environment = capture(world.library, site=told["site"])
+        environment = capture(world.library, scrubbed(os.environ), told["site"], told["site_digest"])
         provenance.put_environment(store, environment)
         coordinator = Coordinator(store, Objects(project.objects_folder), signer, settings, environment["_id"], flags)
         slots = Slots(world.transport(), world.library, coordinator.preparer.functions.__getitem__)

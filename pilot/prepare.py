@@ -198,10 +198,18 @@ def code_from(doc: Document) -> FunctionCode:
     )  # fmt: skip
 
 
-def code_document(code: FunctionCode, signature: bytes) -> Document:
-    """Return a function as the `functions` collection holds it."""
+def code_document(code: FunctionCode, signature: bytes, text: bool = False) -> Document:
+    """Return a function as the `functions` collection holds it.
+
+    Args:
+        code: the function.
+        signature: of its `signing.function_fields`.
+        text: the object repository has the text of its module's file, under the hash of that.
+    """
     doc = code._asdict()
     doc["_id"] = doc.pop("hash")
     doc["pickle"] = {k: v for k, v in code.pickle._asdict().items() if v is not None} if code.pickle else None
     doc["signature"] = signature
+    if text:
+        doc["module_text"] = True
     return {key: value for key, value in doc.items() if value is not None}

@@ -227,9 +227,19 @@ class Chain:
         self.seq += 1
         return {"token": self.token, "seq": self.seq, "prev": self.prev}
 
-    def close(self, doc: Mapping[str, Any]) -> None:
-        """Note that this signed record is the latest link."""
-        self.prev = signing.chain(doc["chain"]["prev"], doc["signature"])
+    def close(self, signature: bytes) -> None:
+        """Note that the record with this signature is the latest link."""
+        self.prev = signing.chain(self.prev, signature)
+
+
+def tip(chain: Chain, signer: signing.Signer) -> Document:
+    """Return how far a chain has come, signed, for its pool's document: a chain does not show that its end is gone."""
+    signature = signer.sign("chain", SCHEMA, [chain.token, chain.seq, chain.prev])
+    return {"seq": chain.seq, "prev": chain.prev, "signature": signature}
+
+
+Seal = Callable[[Document, str], Document]
+"""Returns the fields `SEAL` of a record, whose other fields have this digest as they are stored."""
 
 
 def record(
@@ -241,7 +251,7 @@ def record(
     put: Put,
     placement: Placement | None = None,
 ) -> Document:
-    """Return the record of one attempt, not yet signed.
+    """Return the record of one attempt, not yet sealed.
 
     Args:
         task: the task's document as leased.
@@ -331,7 +341,6 @@ def minimal(doc: Mapping[str, Any], why: str) -> Document:
         "task_signature",
         "environment",
         "site",
-        "chain",
     )
     small = {key: doc[key] for key in keep if key in doc}
     moments = {key: value for key, value in doc["time"].items() if isinstance(value, datetime)}
@@ -342,35 +351,46 @@ def minimal(doc: Mapping[str, Any], why: str) -> Document:
     }  # fmt: skip
 
 
-def sign(doc: Document, signer: signing.Signer, chain: Chain | None = None) -> Document:
-    """Sign a record in place and return it.
+SEAL = ("chain", "digest", "signature")
+"""The fields that come last in a stored record: its place among others, the digest of all fields before them, and
+the signature over both and over what readers rely on."""
 
-    With a `chain`, the record becomes its next link; else it keeps the link it has, or stands outside of any
-    (``seq`` 0), as what others write about a dead pool's attempts does.
+
+def seal(doc: Mapping[str, Any], digest: str, signer: signing.Signer, chain: Chain | None = None) -> Document:
+    """Return the fields `SEAL` of a record, so that no field of it can be changed unnoticed.
+
+    With a `chain`, the record becomes its next link; else it stands outside of any (``seq`` 0), as what others
+    write about a dead pool's attempts does.
+
+    Args:
+        doc: the record without them.
+        digest: of the bytes that are stored of it.
+        signer: the project's.
+        chain: of its token.
     """
+    link = chain.link() if chain is not None else {"token": doc["token"], "seq": 0, "prev": ""}
+    signature = signer.sign("record", SCHEMA, signing.record_fields(doc, digest, link))
     if chain is not None:
-        doc["chain"] = chain.link()
-    else:
-        doc.setdefault("chain", {"token": doc["token"], "seq": 0, "prev": ""})
-    doc["signature"] = signer.sign("record", SCHEMA, signing.record_fields(doc))
-    if chain is not None:
-        chain.close(doc)
-    return doc
+        chain.close(signature)
+    return {"chain": link, "digest": digest, "signature": signature}
 
 
 def verify(doc: Mapping[str, Any], signer: signing.Signer) -> None:
-    """Check that a record is what its pool wrote.
+    """Check that what readers rely on in a record (its `signing.record_fields`) is what its pool wrote.
+
+    That the other fields are, too, shows only in the bytes that are stored: see `pilot.audit`.
 
     Raises:
         SignatureError: it is not; nothing of it may be unpickled.
     """
-    signer.verify("record", SCHEMA, signing.record_fields(doc), doc.get("signature"))
+    fields = signing.record_fields(doc, doc.get("digest"), doc.get("chain"))
+    signer.verify("record", SCHEMA, fields, doc.get("signature"))
     if doc["_id"] != record_id(doc["task"], doc["attempt"]):
         raise SignatureError(f"record {doc['_id']!r} is that of task {doc['task']!r}: somebody moved it")
 
 
 VERIFIED_FIELDS = (
-    "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", "signature",
+    "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", *SEAL,
 )  # fmt: skip
 """What must be read of a record to verify it."""
 

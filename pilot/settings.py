@@ -77,6 +77,8 @@ class PilotSettings:
     """Whether programs on one node take one too."""
     launchers: dict[str, Any] = field(default_factory=dict)
     """How MPI programs are started; see `pilot.sites.launchers`."""
+    site_digest: str = ""
+    """Of the site's description; see `site_files.digest_of`."""
 
     @property
     def pool_nodes(self) -> int:

@@ -179,10 +179,11 @@ def function_fields(code: FunctionCode) -> list[Any]:
     ]
 
 
-def record_fields(record: Mapping[str, Any]) -> list[Any]:
+def record_fields(record: Mapping[str, Any], digest: Any, chain: Any) -> list[Any]:
     """Return what a record claims: who ended which attempt how, of what task, from what, with what.
 
-    The task's own signature is among them: it binds the record to what the task was when it ran.
+    The task's own signature is among them: it binds the record to what the task was when it ran. So are the digest
+    of the whole record and its place in its token's chain; the other fields are named for those who read only some.
 
     Raises:
         SignatureError: something signed is missing from the document, or has another form.
@@ -196,6 +197,10 @@ def record_fields(record: Mapping[str, Any]) -> list[Any]:
             record["task_signature"].hex(),
             _names_and_hashes(record["inputs"]),
             _names_and_hashes(record["outputs"]),
+            digest,
+            chain["token"],
+            chain["seq"],
+            chain["prev"],
         ]
     except (KeyError, TypeError, AttributeError) as exc:
         raise SignatureError(f"cannot verify a record: it is not one: {type(exc).__name__}: {exc}") from exc

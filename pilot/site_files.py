@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pilot import values
 from pilot.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -73,6 +74,11 @@ def load_site(name: str = "local", project: ProjectConfig | None = None) -> Site
         return Site.model_validate(merged(files))
     except ValidationError as exc:
         raise ConfigError(_said(exc, files)) from exc
+
+
+def digest_of(site: Site) -> str:
+    """Return the hash of all that a site's files say together, as it was understood; not of their text."""
+    return values.encode(site.model_dump(mode="json", exclude_unset=True)).hash
 
 
 def site_files(name: str, project: ProjectConfig | None = None) -> list[SiteFile]:

@@ -68,6 +68,19 @@ def file_digest(path: str) -> str:
     return found
 
 
+def own_text(module: str, file_hash: str) -> bytes | None:
+    """Return the text of an imported module of the user's own; None if it is installed, or has another hash by now."""
+    path = file_of_module(module)
+    if not file_hash or path is None or in_environment(path):
+        return None
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError:
+        return None
+    return text if digest(text) == file_hash else None
+
+
 def in_environment(path: str) -> bool:
     """Whether a file belongs to the Python installation, and not to the user's own work."""
     return any(os.path.realpath(path).startswith(os.path.join(root, "")) for root in _roots())

@@ -29,7 +29,18 @@ from pilot.errors import (
 )
 
 Document = dict[str, Any]
-_COLLECTIONS = ("tasks", "provenance", "functions", "environments", "pilots", "pools", "scalers", "meta", "events")
+_COLLECTIONS = (
+    "tasks",
+    "provenance",
+    "superseded",
+    "functions",
+    "environments",
+    "pilots",
+    "pools",
+    "scalers",
+    "meta",
+    "events",
+)
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -113,6 +124,7 @@ class Store:
     database: Database[Document]
     tasks: Collection[Document]
     provenance: Collection[Document]
+    superseded: Collection[Document]
     functions: Collection[Document]
     environments: Collection[Document]
     pilots: Collection[Document]

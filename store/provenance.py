@@ -4,12 +4,15 @@ Whoever wants to end a begun attempt (the pool that ran it, a reaper, an agent r
 record first. If one is there already, the outcome *it* has is the one to apply: a reaper that finds
 ``succeeded`` makes the task done, a pool that finds ``lost`` drops its own result. So a task has at most one
 ``succeeded`` record, whoever is slow, frozen or wrong about whom.
+
+A stored record is its fields as BSON, of which the digest is taken, and behind them those of the seal (`records.SEAL`).
+The server keeps a document's bytes as they came, so `opened` can take the digest again.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import bson
@@ -20,9 +23,11 @@ from pymongo.errors import BulkWriteError
 
 from pilot.errors import StoreUnavailable
 from pilot.model import record_id
+from pilot.records import SEAL, Seal
 from pilot.states import Outcome
 from pilot.store.mongo import Store, duplicates, translating
 from pilot.store.tasks import Document, End, chunks
+from pilot.values import digest
 
 RawRecord = RawBSONDocument
 """A record as the bytes that are stored; made by `encode`."""
@@ -30,27 +35,78 @@ RawRecord = RawBSONDocument
 RECORD_BYTES = 8 * 1024 * 1024
 """A record above this is replaced by a minimal one; MongoDB's own limit is twice that."""
 
+_SIZE = struct.Struct("<i")
+"""How a document begins; it ends with a NUL."""
+
 _HEAD = struct.Struct("<i5xi")
 """How a document begins: its size, then ``_id``, which the server puts first: a string with its length."""
 
 _CODEC: CodecOptions[Document] = CodecOptions(tz_aware=True)
 
 
-def encode(record: Document, minimal: Callable[[Document, str], Document]) -> tuple[RawBSONDocument, Document]:
-    """Encode one record, or, if it cannot be stored, the `minimal` record of the same attempt; return which.
+def encode(
+    record: Document, seal: Seal, minimal: Callable[[Document, str], Document]
+) -> tuple[RawBSONDocument, Document]:
+    """Encode and seal one record, or, if it cannot be stored, the `minimal` record of the same attempt; return which.
 
     One by one and before the bulk, so that one poison value (a number out of range, a text that is not UTF-8,
     too large) never blocks the records beside it.
+
+    Args:
+        record: without the fields of its seal; ``_id`` comes first.
+        seal: makes them of the record and of the digest of its bytes.
+        minimal: makes a record that can be stored of one that cannot, and why.
     """
+    body, why = b"", ""
     try:
-        raw = bson.encode(record)
-        if len(raw) <= RECORD_BYTES:
-            return RawBSONDocument(raw), record
-        why = f"the record has {len(raw)} bytes, at most {RECORD_BYTES} can be stored"
+        body = bson.encode(record)
+        if len(body) > RECORD_BYTES:
+            why = f"the record has {len(body)} bytes, at most {RECORD_BYTES} can be stored"
     except (BSONError, OverflowError, UnicodeEncodeError, ValueError, TypeError, RecursionError) as exc:
         why = f"the record cannot be encoded: {exc}"
-    small = minimal(record, why)
-    return RawBSONDocument(bson.encode(small)), small
+    if why:
+        record = minimal(record, why)
+        body = bson.encode(record)
+    tail = bson.encode(seal(record, digest(body)))
+    size = _SIZE.pack(len(body) + len(tail) - _SIZE.size - 1)
+    return RawBSONDocument(b"".join((size, body[_SIZE.size : -1], tail[_SIZE.size :]))), record
+
+
+def opened(raw: bytes) -> tuple[Document, str]:
+    """Return a stored record, and the digest of its bytes without the seal; "" if no seal is at its end.
+
+    What follows from it is judged elsewhere: the digest is to be the one that the seal says.
+    """
+    doc = bson.decode(raw, _CODEC)
+    tail = bson.encode({name: doc[name] for name in SEAL if name in doc})[_SIZE.size :]
+    if not raw.endswith(tail):  # somebody added a field, or put one in another place
+        return doc, ""
+    size = len(raw) - len(tail) + 1
+    return doc, digest(_SIZE.pack(size), memoryview(raw)[_SIZE.size : size - 1], b"\0")
+
+
+def stream(store: Store, ids: Sequence[str] | None = None, superseded: bool = False) -> Iterator[bytes]:
+    """Yield the bytes of records, for `opened`: of these, or of all, about in the order in which they were written.
+
+    Args:
+        store: the database.
+        ids: of records; None: all.
+        superseded: those of attempts that had been given up as lost, which nobody uses.
+    """
+    query: Document = {} if ids is None else {"_id": {"$in": list(ids)}}
+    with translating("read provenance records", store.where):
+        batches: Any = (store.superseded if superseded else store.provenance).find_raw_batches(query)
+        for batch in batches:
+            yield from _split(batch)
+
+
+def _split(batch: bytes) -> Iterator[bytes]:
+    """Yield the documents of a batch."""
+    start = 0
+    while start < len(batch):
+        (size,) = _SIZE.unpack_from(batch, start)
+        yield batch[start : start + size]
+        start += size
 
 
 @translating("write provenance records")
@@ -62,6 +118,7 @@ def insert(store: Store, records: Sequence[RawBSONDocument]) -> dict[str, Outcom
         StoreFull: free space, then repeat.
     """
     there: dict[str, Outcome] = {}
+    signatures: dict[str, object] = {}
     if not records:
         return there
     try:
@@ -69,11 +126,19 @@ def insert(store: Store, records: Sequence[RawBSONDocument]) -> dict[str, Outcom
     except BulkWriteError as exc:
         ids = duplicates(exc)
         for part in chunks(ids):
-            for doc in store.provenance.find({"_id": {"$in": list(part)}}, {"outcome": 1}):
+            for doc in store.provenance.find({"_id": {"$in": list(part)}}, ["outcome", "signature"]):
                 there[doc["_id"]] = Outcome(doc["outcome"])
+                signatures[doc["_id"]] = doc.get("signature")
+        _put_once(store.superseded, [one for one in records if _is_superseded(one, signatures)])
         if len(there) < len(ids):  # somebody's insert that may yet be rolled back: nothing is decided
             raise StoreUnavailable("cannot read records that somebody is writing now: repeat it") from exc
     return there
+
+
+def _is_superseded(record: RawBSONDocument, signatures: Mapping[str, object]) -> bool:
+    """Whether another record of the same attempt was there before this link of a chain."""
+    name = record["_id"]
+    return name in signatures and signatures[name] != record.get("signature") and record["chain"]["seq"] > 0
 
 
 def settle(store: Store, records: Sequence[RawBSONDocument], ends: Sequence[End]) -> list[End]:
@@ -112,12 +177,9 @@ def get_raw(
     for part in chunks(list(dict.fromkeys(ids))):
         batches: Any = store.provenance.find_raw_batches({"_id": {"$in": list(part)}, **query}, list(fields))
         for batch in batches:
-            start = 0
-            while start < len(batch):
-                size, length = _HEAD.unpack_from(batch, start)
-                name = batch[start + _HEAD.size : start + _HEAD.size + length - 1].decode()
-                found[name] = batch[start : start + size]
-                start += size
+            for one in _split(batch):
+                _, length = _HEAD.unpack_from(one)
+                found[one[_HEAD.size : _HEAD.size + length - 1].decode()] = one
     return found
 
 
@@ -145,7 +207,7 @@ def put_environment(store: Store, document: Document) -> None:
     _put_once(store.environments, [document])
 
 
-def _put_once(collection: Any, documents: Sequence[Document]) -> None:
+def _put_once(collection: Any, documents: Sequence[Document | RawBSONDocument]) -> None:
     if documents:
         try:
             collection.insert_many(documents, ordered=False)
@@ -157,6 +219,24 @@ def _put_once(collection: Any, documents: Sequence[Document]) -> None:
 def get_functions(store: Store, hashes: Iterable[str]) -> dict[str, Document]:
     """Return the functions of those hashes that exist, by hash."""
     return {doc["_id"]: doc for doc in store.functions.find({"_id": {"$in": list(hashes)}})}
+
+
+def all_functions(store: Store) -> Iterator[Document]:
+    """Yield every function."""
+    with translating("read functions", store.where):
+        yield from store.functions.find()
+
+
+def all_environments(store: Store) -> Iterator[Document]:
+    """Yield every environment."""
+    with translating("read environments", store.where):
+        yield from store.environments.find()
+
+
+@translating("read how far chains have come")
+def tips(store: Store) -> dict[str, Document]:
+    """Return, of every pool that told, how far its chain of records had come; not verified."""
+    return {doc["_id"]: doc["chain"] for doc in store.pools.find({"chain": {"$exists": True}}, ["chain"])}
 
 
 @translating("read an environment")

@@ -4,6 +4,7 @@
 |---|---|---|
 | tasks | a task, mutable and small | `_id` = task id; the indexes below |
 | provenance | the record of one attempt, never changed | `_id` = ``task:attempt`` |
+| superseded | what a pool recorded of an attempt that had been given up as lost before | `_id` = ``task:attempt`` |
 | functions, environments | content, written once | `_id` = hash |
 | pilots, pools | a pilot; a pool, `_id` = its lease token | `_id` |
 | scalers | what is held of asking for a site's pilots | `_id` = the site's name |

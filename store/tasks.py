@@ -450,6 +450,17 @@ def resolve(store: Store, text: str) -> Document:
     raise TaskNotFound(f"no task {text!r} in this project; `pilot tasks` lists them")
 
 
+@translating("store a task that is done")
+def adopt(store: Store, task: str, name: str, attempt: int, now: datetime) -> None:
+    """Store a task that was done in another project, so that others can use its record, which was put in before."""
+    store.tasks.insert_one(
+        {
+            "_id": task, "kind": Kind.FUNCTION.value, "name": name, "state": State.DONE.value, "attempt": attempt,
+            "official": attempt, "rev": 0, "submitted": now, "ended": now,
+        }
+    )  # fmt: skip
+
+
 @translating("list tasks")
 def listing(
     store: Store, state: State | None = None, tag: str | None = None, limit: int = 50, fields: Sequence[str] = ()

@@ -131,7 +131,17 @@ def store(mongod_uri: str, clean_databases: list[str], request: pytest.FixtureRe
 
 def wipe(store: Store) -> None:
     """Delete everything but the schema."""
-    for name in ("tasks", "provenance", "functions", "environments", "pilots", "pools", "scalers", "events"):
+    for name in (
+        "tasks",
+        "provenance",
+        "superseded",
+        "functions",
+        "environments",
+        "pilots",
+        "pools",
+        "scalers",
+        "events",
+    ):
         store.database[name].delete_many({})
 
 

@@ -102,12 +102,18 @@ def record(name: str, attempt: int, token: str, outcome: Outcome) -> RawBSONDocu
         "_id": record_id(name, attempt), "task": name, "attempt": attempt, "token": token,
         "outcome": outcome.value, "inputs": [], "outputs": [],
     }  # fmt: skip
-    return provenance.encode(doc, records.minimal)[0]
+    return provenance.encode(doc, unsealed, records.minimal)[0]
+
+
+def unsealed(doc: Document, digest: str) -> Document:
+    """Be the seal of a store without a key."""
+    return {"chain": {"token": doc["token"], "seq": 0, "prev": ""}, "digest": digest, "signature": b"signed"}
 
 
 def lost_record(doc: Document) -> RawBSONDocument:
     """Return the record that a reaper writes."""
-    return provenance.encode(records.lost_record(doc, doc["lease"], "its pool died", NOW), records.minimal)[0]
+    made = records.lost_record(doc, doc["lease"], "its pool died", NOW)
+    return provenance.encode(made, unsealed, records.minimal)[0]
 
 
 def record_all(store: Store, token: str, ends: Mapping[Key, Outcome]) -> list[End]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from pilot.states import GOOD, State
 from pilot.store import access, invariants, mongod
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
+from pilot.store.objects import Objects
+from pilot.verify import Audit
 
 T = TypeVar("T")
 
@@ -313,12 +316,18 @@ class Rig:
         assert not twice, f"not exactly one success: {list(twice.items())[:3]}"
 
     def check_clean(self) -> None:
-        """Check that pilots which have ended left no process and nothing in the spool."""
+        """Check that pilots which have ended left no process and nothing in the spool, and every record whole."""
         for one in self.pilots:
             assert one.process.poll() is not None, f"pilot {one.id} still runs"
             one.gone(10.0)
         left = [str(path) for path in self.config.spool_folder.glob("**/*")]
         assert left == [], f"left in the spool: {left[:5]}"
+        signer = signing.Signer(signing.load_key(self.config.key_file), self.config.id)
+        audit = Audit(self.store, Objects(self.config.objects_folder), signer)
+        on_purpose = re.compile("^function |the object repository")  # some tests spoil these
+        found = (f"{problem.of}: {problem.text}" for problem in audit.problems())
+        wrong = [text for text in found if not on_purpose.search(text)]
+        assert wrong == [], wrong[:5]
 
     def drain(self, *pilots: Pilot, deadline_s: float = LONG_S) -> list[int]:
         """SIGTERM agents (default: all that run) and return their exit codes."""

@@ -139,7 +139,7 @@ def test_one_poison_record_does_not_block_the_others(store: Store, a: str) -> No
             "name": "f", "outcome": "succeeded", "time": {"submitted": NOW}, "host": "h", "inputs": [],
             "outputs": outputs, "task_signature": b"",
         }  # fmt: skip
-        raw, stored = provenance.encode(doc, records.minimal)
+        raw, stored = provenance.encode(doc, rig.unsealed, records.minimal)
         raws.append(raw)
         ends.append(End(name, attempt, a, Outcome(stored["outcome"]), None))
     tasks.finish(store, provenance.settle(store, raws, ends), NOW)

@@ -270,6 +270,24 @@ RECORD = {
 }  # fmt: skip
 
 
+CHAIN = {"token": "t", "seq": 5, "prev": "6" * 64}
+
+
+def fields(record: dict[str, Any], digest: str = "7" * 64, chain: dict[str, Any] = CHAIN) -> list[Any]:
+    """Return what is signed of a record."""
+    return signing.record_fields(record, digest, chain)
+
+
+def test_the_digest_and_the_place_of_a_record_count() -> None:
+    signature = signer.sign("record", SCHEMA, fields(RECORD))
+    changes = {"token": "u"}, {"seq": 6}, {"prev": "7" * 64}
+    for other in (fields(RECORD, "8" * 64), *(fields(RECORD, chain=CHAIN | change) for change in changes)):
+        with pytest.raises(SignatureError):
+            signer.verify("record", SCHEMA, other, signature)
+    with pytest.raises(SignatureError, match="it is not one"):
+        signing.record_fields(RECORD, None, None)
+
+
 @pytest.mark.parametrize(
     "change",
     [{"task": "task-2"}, {"attempt": 3}, {"token": "u"}, {"outcome": "failed"}, {"task_signature": b"t" * 32},
@@ -279,25 +297,25 @@ RECORD = {
     ids=str,
 )  # fmt: skip
 def test_an_edited_record_does_not_verify(change: dict[str, Any]) -> None:
-    signature = signer.sign("record", SCHEMA, signing.record_fields(RECORD))
-    signer.verify("record", SCHEMA, signing.record_fields(bson.decode(bson.encode(RECORD))), signature)
+    signature = signer.sign("record", SCHEMA, fields(RECORD))
+    signer.verify("record", SCHEMA, fields(bson.decode(bson.encode(RECORD))), signature)
     with pytest.raises(SignatureError):
-        signer.verify("record", SCHEMA, signing.record_fields({**RECORD, **change}), signature)
+        signer.verify("record", SCHEMA, fields({**RECORD, **change}), signature)
 
 
 @pytest.mark.parametrize("missing", ["task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs"])
 def test_a_record_that_lacks_something(missing: str) -> None:
     with pytest.raises(SignatureError, match=f"it is not one: KeyError: '{missing}'"):
-        signing.record_fields({key: value for key, value in RECORD.items() if key != missing})
+        fields({key: value for key, value in RECORD.items() if key != missing})
 
 
 def test_a_list_that_became_an_object_is_covered_by_its_hash() -> None:
     record = {**RECORD, "inputs": {"object": "5" * 64, "count": 100_000}}
-    signature = signer.sign("record", SCHEMA, signing.record_fields(record))
-    signer.verify("record", SCHEMA, signing.record_fields(record), signature)
+    signature = signer.sign("record", SCHEMA, fields(record))
+    signer.verify("record", SCHEMA, fields(record), signature)
     swapped = {**record, "inputs": {"object": "6" * 64, "count": 100_000}}
     with pytest.raises(SignatureError):
-        signer.verify("record", SCHEMA, signing.record_fields(swapped), signature)
+        signer.verify("record", SCHEMA, fields(swapped), signature)
 
 
 def test_a_chain_shows_what_was_removed_or_moved() -> None:

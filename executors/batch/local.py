@@ -10,6 +10,9 @@ from pathlib import Path
 
 import psutil
 
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""What was started from here: until somebody has asked for its exit code, it stays a zombie."""
+
 
 def start(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
     """Start an agent in a session of its own, its output appended to `log`; return its pid.
@@ -20,6 +23,7 @@ def start(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> int:
         process = subprocess.Popen(
             list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(env), start_new_session=True
         )
+    _children[process.pid] = process
     return process.pid
 
 
@@ -34,6 +38,8 @@ def started_at(pid: int) -> float | None:
 
 def alive(pid: int, started: float) -> bool:
     """Say whether the process that started then is still there."""
+    if pid in _children and _children[pid].poll() is not None:
+        del _children[pid]
     now = started_at(pid)
     return now is not None and abs(now - started) < 1.0
 

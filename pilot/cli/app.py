@@ -54,6 +54,10 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "cancel": Entry("control", "cancel", "Cancel what has not begun, stop what runs."),
         "retry": Entry("control", "retry", "Run failed or cancelled tasks again."),
     },
+    "Provenance": {
+        "verify": Entry("verify", "verify", "Check that a result and what went into it are as written."),
+        "reproduce": Entry("reproduce", "reproduce", "Run a result again with the recorded code, and compare."),
+    },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 

@@ -1,0 +1,236 @@
+"""Verifies what is stored: all of it (`Audit`), or all that some results rest on (`lineage_of`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pilot import audit, records, signing
+from pilot.audit import Problem
+from pilot.errors import InvalidInput, PilotError
+from pilot.model import official_record
+from pilot.prepare import code_from
+from pilot.store import lineage, provenance, tasks
+from pilot.store.mongo import Store
+from pilot.store.objects import Objects
+
+LIMIT = lineage.LIMIT
+
+_PART = 500
+"""Records that are looked at together: each may be some megabytes."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What was looked at, and what is wrong with it."""
+
+    records: int = 0
+    values: int = 0
+    """Inputs and outputs whose bytes were compared with their hashes, or which were looked for; links."""
+    functions: int = 0
+    environments: int = 0
+    problems: list[Problem] = field(default_factory=list)
+    cut: str = ""
+    """What keeps it from being all: ``depth`` or ``limit``; empty: nothing."""
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON can hold it."""
+        return {**asdict(self), "good": self.good, "problems": [problem._asdict() for problem in self.problems]}
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+class _Objects:
+    """Looks for objects, each once."""
+
+    def __init__(self, objects: Objects, deep: bool) -> None:
+        self.get = objects.get
+        self._objects = objects
+        self._deep = deep
+        self._sizes: dict[str, int] = {}
+
+    def size(self, hash: str) -> int:
+        """Return an object's size; `deep`: after its bytes were compared with the hash.
+
+        Raises:
+            ObjectMissing, ObjectCorrupt: it is not as it should be.
+        """
+        if hash not in self._sizes:
+            self._sizes[hash] = len(self._objects.get(hash)) if self._deep else self._objects.size(hash)
+        return self._sizes[hash]
+
+
+class Audit:
+    """Looks for what was changed, taken out or put in since it was written: reads every record once.
+
+    Pools may work meanwhile.
+
+    Args:
+        store: the database.
+        objects: the object repository.
+        signer: the project's.
+        deep: compare the bytes of objects with their hashes; otherwise they only have to be there.
+    """
+
+    def __init__(self, store: Store, objects: Objects, signer: signing.Signer, deep: bool = False) -> None:
+        self._store = store
+        self._signer = signer
+        self._objects = _Objects(objects, deep)
+        self._chains = audit.Chains()
+        self.report = Report()
+        """What has been looked at so far, without problems: `problems` yields them."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Look at everything, and yield what is wrong as it is found."""
+        tips = (
+            self._tips()
+        )  # first, and what nobody uses last: a pool writes its records before the one, after the other
+        for raw in provenance.stream(self._store):
+            yield from self._record(raw)
+        for raw in provenance.stream(self._store, superseded=True):
+            yield from self._sealed(raw)[1]
+        yield from self._chains.close(tips)
+        yield from _functions(provenance.all_functions(self._store), self._signer, self._objects, self.report)
+        yield from _environments(provenance.all_environments(self._store), self.report)
+
+    def _tips(self) -> dict[str, tuple[int, str]]:
+        told = provenance.tips(self._store)
+        tips = {token: audit.check_tip(token, tip, self._signer) for token, tip in told.items()}
+        return {token: tip for token, tip in tips.items() if tip is not None}
+
+    def _sealed(self, raw: bytes) -> tuple[records.Document, list[Problem]]:
+        doc, digest = provenance.opened(raw)
+        name = str(doc["_id"])
+        signature = audit.check_signature(doc, self._signer)
+        wrong = [text for text in (audit.check_digest(doc, digest), signature) if text]
+        return doc, [*(Problem(name, text) for text in wrong), *self._chains.add(doc, not signature)]
+
+    def _record(self, raw: bytes) -> Iterator[Problem]:
+        self.report.records += 1
+        doc, wrong = self._sealed(raw)
+        yield from wrong
+        try:
+            for hash in records.objects_named(doc, self._objects.get):
+                self.report.values += 1
+                try:
+                    self._objects.size(hash)
+                except PilotError as exc:
+                    yield Problem(str(doc["_id"]), str(exc))
+        except (PilotError, KeyError, TypeError, ValueError) as exc:
+            yield Problem(str(doc["_id"]), f"its lists of values cannot be read: {exc}")
+
+
+def records_of(store: Store, text: str) -> list[str]:
+    """Return the ids of the records that a person means: a record's own id, or a task's, which may be shortened.
+
+    Of a task its official record, or all if it has none.
+
+    Raises:
+        TaskNotFound: there is no such task, or several.
+        InvalidInput: the task has no record yet.
+    """
+    if ":" in text and provenance.get(store, [text], ["_id"]):
+        return [text]
+    task = tasks.resolve(store, text)
+    official = official_record(task)
+    ids = [official] if official else [record["_id"] for record in provenance.attempts(store, task["_id"])]
+    if not ids:
+        raise InvalidInput(f"task {task['_id']!r} has no record: it is {task['state']}, and no attempt of it has ended")
+    return ids
+
+
+def lineage_of(
+    store: Store, objects: Objects, signer: signing.Signer, ids: Iterable[str], depth: int | None = None
+) -> Report:
+    """Verify records and all that went into them: seals, bytes of values, links, functions, environments.
+
+    Args:
+        store: the database.
+        objects: the object repository; what is named in it is read.
+        signer: the project's.
+        ids: of records.
+        depth: so many links up at most; None: as far as they go.
+
+    Raises:
+        ObjectMissing, ObjectCorrupt: a list of inputs that was too long for its record is gone: links end there.
+    """
+    walk = lineage.ancestors(store, objects.get, ids, depth, LIMIT)
+    report = Report(cut=walk.cut)
+    checked = _Objects(objects, True)
+    functions: set[str] = set()
+    environments: set[str] = set()
+    names = list(walk.distance)
+    for start in range(0, len(names), _PART):
+        part = set(names[start : start + _PART])
+        docs = []
+        for raw in provenance.stream(store, list(part)):
+            doc, digest = provenance.opened(raw)
+            part.discard(doc["_id"])
+            report.records += 1
+            if wrong := audit.check_digest(doc, digest):
+                report.problems.append(Problem(doc["_id"], wrong))
+            if wrong := audit.check_signature(doc, signer):
+                report.problems.append(Problem(doc["_id"], wrong))
+                continue  # nothing that it says can be relied on
+            docs.append(doc)
+            texts = audit.check_values(doc, checked.get, checked.size)
+            report.problems += [Problem(doc["_id"], text) for text in texts]
+            functions |= {doc["function"]} if doc.get("function") else set()
+            environments |= {doc["environment"]} if doc.get("environment") else set()
+        report.problems += [Problem(name, "there is no such record") for name in sorted(part)]
+        report.problems += _links(store, docs, signer, checked, report)
+    there = provenance.get_functions(store, functions)
+    report.problems += [Problem(f"function {name}", "it is not in the store") for name in functions - there.keys()]
+    report.problems += _functions(there.values(), signer, checked, report)
+    found = {name: provenance.get_environment(store, name) for name in environments}
+    report.problems += [
+        Problem(f"environment {name}", "it is not in the store") for name, doc in found.items() if doc is None
+    ]
+    report.problems += _environments([doc for doc in found.values() if doc is not None], report)
+    return report
+
+
+def _links(
+    store: Store, docs: list[records.Document], signer: signing.Signer, checked: _Objects, report: Report
+) -> Iterator[Problem]:
+    """Check where the inputs of some records came from, and count their values."""
+    sources: set[str] = set()
+    whole = []
+    for doc in docs:
+        try:
+            inputs, outputs = (records.unpack(doc[kind], checked.get) for kind in ("inputs", "outputs"))
+        except PilotError:  # a list of them is gone: that has been told
+            continue
+        whole.append(doc)
+        sources.update(lineage.sources(inputs))
+        report.values += len(inputs) + len(outputs)
+    found = provenance.get(store, sources, records.VERIFIED_FIELDS)
+    parents = {name: None if audit.check_signature(doc, signer) else doc for name, doc in found.items()}
+    owners = tasks.get(store, {doc["task"] for doc in parents.values() if doc is not None}, ["official"])
+    officials = {name: official_record(owner) for name, owner in owners.items()}
+    for doc in whole:
+        for text in audit.check_links(doc, parents, officials, checked.get):
+            yield Problem(doc["_id"], text)
+
+
+def _functions(
+    docs: Iterable[Mapping[str, Any]], signer: signing.Signer, checked: _Objects, report: Report
+) -> Iterator[Problem]:
+    for doc in docs:
+        report.functions += 1
+        name = f"function {doc.get('module')}.{doc.get('qualname')} ({doc['_id']})"
+        try:
+            texts = list(audit.check_function(code_from(dict(doc)), doc.get("signature"), signer, checked.get))
+        except (KeyError, TypeError, AttributeError) as exc:
+            texts = [f"its document is spoilt: {exc!r}"]
+        yield from (Problem(name, text) for text in texts)
+
+
+def _environments(docs: Iterable[Mapping[str, Any]], report: Report) -> Iterator[Problem]:
+    for doc in docs:
+        report.environments += 1
+        yield from (Problem(f"environment {doc['_id']}", text) for text in audit.check_environment(doc))
