@@ -1,4 +1,4 @@
-"""What a running task can ask about itself.
+"""What a running task can ask about itself, and where the files are that values name.
 
 A child sets the context before each task and clears it afterwards; `pilot.current` reads it. Imports
 nothing but the errors, so that every layer may use it.
@@ -6,6 +6,7 @@ nothing but the errors, so that every layer may use it.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from pilot.errors import PilotError
@@ -34,6 +35,12 @@ class Context(NamedTuple):
     host: str
     comm: Any = None
 
+
+repository: ContextVar[Any] = ContextVar("repository", default=None)
+"""The object repository for which values are encoded and decoded here: files in them are kept and found there.
+
+A child sets it once; a program, which may have several projects open, for each value.
+"""
 
 _current: Context | None = None
 
