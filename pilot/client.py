@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pilot import offers, records, signing, values
 from pilot.config import ProjectConfig, find_project
-from pilot.context import repository
+from pilot.context import here
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
 from pilot.model import SCHEMA, Blob, FunctionCode, Input, new_batch, new_token, official_record, whole_result
@@ -176,11 +176,11 @@ class Project:
             EncodingError: it cannot be pickled; the message names it.
             ForeignFuture: it holds a future of another project.
         """
-        before = repository.set(self._objects)
+        before, here.repository = here.repository, self._objects
         try:
             encoded, links = values.encode_argument(value, name, function)
         finally:
-            repository.reset(before)
+            here.repository = before
         if links:
             self._check_links(value, links, name)
         return Input(name, records.blob_of(encoded, self._objects.put), links)
@@ -259,11 +259,11 @@ class Project:
         blob = records.blob_from(entry)
         if blob.data is not None and values.digest(blob.data) != blob.hash:
             raise SignatureError(f"output {entry['name']!r} of a record is not what was signed: somebody changed it")
-        before = repository.set(self._objects)
+        before, here.repository = here.repository, self._objects
         try:
             return values.decode(self._objects.get(blob.hash) if blob.data is None else blob.data)
         finally:
-            repository.reset(before)
+            here.repository = before
 
     def state_of(self, task: str) -> State:
         """Return a task's state as the store has it now.

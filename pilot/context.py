@@ -6,7 +6,7 @@ nothing but the errors, so that every layer may use it.
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from _thread import _local  # as `threading` has it, which children need not import
 from typing import Any, NamedTuple
 
 from pilot.errors import PilotError
@@ -36,11 +36,18 @@ class Context(NamedTuple):
     comm: Any = None
 
 
-repository: ContextVar[Any] = ContextVar("repository", default=None)
-"""The object repository for which values are encoded and decoded here: files in them are kept and found there.
+class _Here(_local):
+    """What each thread has of its own."""
 
-A child sets it once; a program, which may have several projects open, for each value.
-"""
+    repository: Any = None
+    """The object repository for which values are encoded and decoded: files in them are kept and found there.
+
+    A child sets it once; a program, which may have several projects open, for each value.
+    """
+
+
+here = _Here()
+
 
 _current: Context | None = None
 

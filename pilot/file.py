@@ -12,7 +12,7 @@ from typing import IO, Any, Literal, Protocol, TypeAlias
 
 from pilot import content
 from pilot.content import Content
-from pilot.context import repository
+from pilot.context import here
 from pilot.errors import EncodingError, InvalidInput, ObjectMissing
 from pilot.model import IN_PLACE
 from pilot.plain import FORM, dump, parse
@@ -198,7 +198,7 @@ class File:
             EncodingError: it cannot be read, or no project is open.
             ObjectStoreFull: there is no room for it.
         """
-        objects = repository.get()
+        objects = here.repository
         if objects is None:
             raise EncodingError(f"{self!r} cannot be kept, since no project is open here")
         files: Files = objects.files
@@ -226,13 +226,13 @@ class File:
         found.name, found.keep, found.owned = fields["name"], fields.get("keep", True), False
         found.given = found._path = ""
         found._content = content_of(fields)
-        objects = repository.get()
+        objects = here.repository
         found._files = None if objects is None else objects.files
         return found
 
     def __reduce__(self) -> Any:
         """In pickles stands the form too, as text: what files a value names can be seen without loading it."""
-        if self._content is None and repository.get() is None:
+        if self._content is None and here.repository is None:
             return File, (self._path, self.keep)
         return of_text, (dump({FORM: self.__pilot_form__()}),)
 

@@ -7,8 +7,6 @@ import sys
 from types import CodeType
 from typing import Any
 
-from pilot import content
-
 _GIT_TIMEOUT_S = 2.0
 _git_states: dict[str, dict[str, Any] | None] = {}
 
@@ -54,6 +52,8 @@ def folder_of(function: Any) -> str:
 
 def file_digest(path: str) -> str:
     """Return the BLAKE2b-256 of a file, "" if it cannot be read."""
+    from pilot import content  # a child that runs no such thing starts without it
+
     try:
         return content.of_file(path).hash
     except content.Unfit:

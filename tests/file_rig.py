@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pilot.context import repository
+from pilot.context import here
 from pilot.store import care
 from pilot.store.objects import Objects
 from pilot.values import decode, encode
@@ -30,9 +30,9 @@ def make_tree(path: Path) -> Path:
 def keeping(root: Path) -> Iterator[Objects]:
     """Make a repository into which files are kept; afterwards no temporary file is left."""
     made = Objects(root)
-    before = repository.set(made)
+    here.repository = made
     yield made
-    repository.reset(before)
+    here.repository = None
     assert not list(root.glob("tmp/*"))
 
 

@@ -120,12 +120,12 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from pilot import File
-from pilot.context import repository
+from pilot.context import here
 from pilot.errors import ObjectStoreFull
 from pilot.store.objects import Objects
 from pilot.values import encode
 objects = Objects(sys.argv[1])
-repository.set(objects)
+here.repository = objects
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     encode(File(sys.argv[2]))
@@ -147,10 +147,10 @@ def test_no_room(objects: Objects, tmp_path: Path) -> None:
 LARGE = """
 import resource, sys
 from pilot import File
-from pilot.context import repository
+from pilot.context import here
 from pilot.store.objects import Objects
 from pilot.values import decode, encode
-repository.set(Objects(sys.argv[1]))
+here.repository = Objects(sys.argv[1])
 import pilot.store.files
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 resource.setrlimit(resource.RLIMIT_DATA, (100 << 20, 100 << 20))
@@ -175,10 +175,10 @@ WRITER = """
 import sys
 from pathlib import Path
 from pilot import File
-from pilot.context import repository
+from pilot.context import here
 from pilot.store.objects import Objects
 from pilot.values import decode, encode
-repository.set(Objects(sys.argv[1]))
+here.repository = Objects(sys.argv[1])
 sys.stdin.readline()
 for n in range(40):
     path = Path(sys.argv[2], f"{n}.dat")

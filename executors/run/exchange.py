@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Protocol
 
-from pilot.context import repository
+from pilot.context import here
 from pilot.errors import DecodingError, ObjectCorrupt, ObjectMissing
 from pilot.model import INLINE_VALUE_BYTES, Blob, Work, whole_result
 from pilot.values import Encoded, decode, digest, names_files
@@ -45,7 +45,7 @@ class Exchange:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
-        repository.set(objects)
+        here.repository = objects
 
     def fetch(self, blob: Blob) -> bytes | memoryview:
         """Return a blob's bytes, from wherever they are, after checking that they have its hash.
