@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pilot import content, signing, values
-from pilot.errors import PilotError, SignatureError
+from pilot.errors import ObjectDropped, PilotError, SignatureError
 from pilot.model import (
     INLINE_DOCUMENT_BYTES,
     INLINE_VALUE_BYTES,
@@ -115,7 +115,10 @@ def _named_by(entry: Mapping[str, Any], get: Get) -> Iterator[Named]:
         data = bytes(entry["data"])
     else:
         yield Named(entry["hash"], "value")
-        data = get(entry["hash"]) if "files" in entry else b""
+        try:
+            data = get(entry["hash"]) if "files" in entry else b""
+        except ObjectDropped:  # what it named was given up with it
+            return
     for fields in values.files_in(data):
         digest, tree, place = fields["hash"], "tree" in fields, "keep" in fields
         if tree:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pilot.errors import ObjectDropped, PilotError
+from pilot.errors import PilotError
 from pilot.model import official_record
 from pilot.records import Get, Named, contents_named, contents_of_task, unpack
 from pilot.states import ENDED
@@ -34,8 +34,6 @@ def _uses(by: str, named: Iterator[Named]) -> Iterator[Use]:
     try:
         for one in named:
             yield Use(by, one)
-    except ObjectDropped:
-        return  # what it named was given up with it
     except PilotError as exc:
         yield Use(by, None, exc)
 

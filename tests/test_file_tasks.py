@@ -242,6 +242,7 @@ def test_drop(project: pilot.Project, tmp_path: Path, say: Any, gate: Path) -> N
     with pytest.raises(ObjectDropped, match=r"dropped by .* on .* at 20..-"):
         project.task(made.id).result(timeout=60)
     assert say("verify", made.id)[0] == 0  # that is as it should be
+    assert say("drop", made.id, "--yes")[1].startswith("0 objects, ")
     again = pilot.task(make_file).submit(str(tmp_path), content)  # runs again, and brings the bytes back
     assert again.result(timeout=60)[0] == file
     assert project.task(made.id).result(timeout=60)[0].read_text() == content
