@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pilot.context import Context, current
     from pilot.define import command, task
     from pilot.errors import PilotError, TaskFailed
+    from pilot.file import File
     from pilot.future import Future
     from pilot.plain import register
     from pilot.resources import Resources
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "Context": ("pilot.context", "Context"),
+    "File": ("pilot.file", "File"),
     "Future": ("pilot.future", "Future"),
     "Outcome": ("pilot.states", "Outcome"),
     "PilotError": ("pilot.errors", "PilotError"),
@@ -42,7 +44,7 @@ _WHERE = {
 }
 
 __all__ = [
-    "Context", "Future", "Outcome", "PilotError", "Project", "Resources", "State", "TaskFailed",
+    "Context", "File", "Future", "Outcome", "PilotError", "Project", "Resources", "State", "TaskFailed",
     "as_completed", "command", "current", "open", "register", "task", "wait",
 ]  # fmt: skip
 

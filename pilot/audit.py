@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from pilot import signing, values
-from pilot.errors import PilotError, SignatureError
+from pilot.errors import ObjectDropped, PilotError, SignatureError
 from pilot.model import SCHEMA, FunctionCode
 from pilot.records import Get, blob_from, unpack, verify
 from pilot.states import GOOD
@@ -82,6 +82,8 @@ def _value_problem(entry: Document, size: Callable[[str], int]) -> str:
             found = size(blob.hash)
             return "" if found == blob.size else f"it has {found} bytes instead of {blob.size}"
         return "" if values.digest(blob.data) == blob.hash else "its value does not have its hash"
+    except ObjectDropped:  # by somebody's decision, and noted
+        return ""
     except (PilotError, KeyError, TypeError, ValueError) as exc:
         return str(exc)
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pilot import offers, records, signing, values
 from pilot.compare import RTOL
 from pilot.config import ProjectConfig, find_project
+from pilot.context import here
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
 from pilot.model import SCHEMA, Blob, FunctionCode, Input, new_batch, new_token, official_record, whole_result
@@ -181,7 +182,11 @@ class Project:
             EncodingError: it cannot be pickled; the message names it.
             ForeignFuture: it holds a future of another project.
         """
-        encoded, links = values.encode_argument(value, name, function)
+        before, here.repository = here.repository, self._objects
+        try:
+            encoded, links = values.encode_argument(value, name, function)
+        finally:
+            here.repository = before
         if links:
             self._check_links(value, links, name)
         return Input(name, records.blob_of(encoded, self._objects.put), links)
@@ -261,11 +266,13 @@ class Project:
 
     def _load(self, entry: dict[str, Any]) -> Any:
         blob = records.blob_from(entry)
-        if blob.data is None:
-            return values.decode(self._objects.get(blob.hash))
-        if values.digest(blob.data) != blob.hash:
+        if blob.data is not None and values.digest(blob.data) != blob.hash:
             raise SignatureError(f"output {entry['name']!r} of a record is not what was signed: somebody changed it")
-        return values.decode(blob.data)
+        before, here.repository = here.repository, self._objects
+        try:
+            return values.decode(self._objects.get(blob.hash) if blob.data is None else blob.data)
+        finally:
+            here.repository = before
 
     def state_of(self, task: str) -> State:
         """Return a task's state as the store has it now.

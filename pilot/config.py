@@ -6,7 +6,7 @@ A project is a directory with ``.pilot/`` (mode 0700), found from the working di
     key             signs what the store holds (0600)
     uri             of the user's own database server, with its password (0600), or absent
     store/          the embedded database server
-    objects/        values of more than 16 KiB, by content
+    objects/        values of more than 16 KiB and files, by content
     pilots/ID/      a pilot's configuration, log and captured output
     spool/TOKEN/    results that could not be written to the store yet
     work/           private working directories of commands

@@ -1,4 +1,4 @@
-"""What a running task can ask about itself.
+"""What a running task can ask about itself, and where the files are that values name.
 
 A child sets the context before each task and clears it afterwards; `pilot.current` reads it. Imports
 nothing but the errors, so that every layer may use it.
@@ -6,6 +6,7 @@ nothing but the errors, so that every layer may use it.
 
 from __future__ import annotations
 
+from _thread import _local  # as `threading` has it, which children need not import
 from typing import Any, NamedTuple
 
 from pilot.errors import PilotError
@@ -33,6 +34,19 @@ class Context(NamedTuple):
     rank: int
     host: str
     comm: Any = None
+
+
+class _Here(_local):
+    """What each thread has of its own."""
+
+    repository: Any = None
+    """The object repository for which values are encoded and decoded: files in them are kept and found there.
+
+    A child sets it once; a program, which may have several projects open, for each value.
+    """
+
+
+here = _Here()
 
 
 _current: Context | None = None

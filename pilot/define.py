@@ -11,8 +11,9 @@ from pilot import calls, functions, source
 from pilot.calls import COMM
 from pilot.client import Project, current_project
 from pilot.errors import InvalidInput
+from pilot.file import File
 from pilot.future import Future
-from pilot.model import Command
+from pilot.model import IN_PLACE, KEPT, Command
 from pilot.progress import bar
 from pilot.resources import Resources, TaskSpec
 from pilot.states import Kind
@@ -239,7 +240,7 @@ def command(
     argv: Sequence[str] | str,
     *,
     inputs: Mapping[str, Any] | None = None,
-    outputs: Mapping[str, str] | None = None,
+    outputs: Mapping[str, str | File] | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     shell: bool = False,
@@ -250,8 +251,10 @@ def command(
 
     Args:
         argv: program and arguments as a list; a string only with ``shell=True``.
-        inputs: file name → text, bytes or a future of one; written into its private working directory.
-        outputs: name → glob of files to keep, relative to the working directory.
+        inputs: file name → text, bytes, a `File`, or a future of one; written into its private working directory. A
+            file or directory that is kept is copied there; to one that stays in place, a symbolic link is made.
+        outputs: name → glob of files to keep, relative to the working directory: as text for their bytes, as a `File`
+            for files and directories as they are, which never go through memory.
         env: variables to set.
         cwd: working directory; default: a private one if there are files, else the project's.
         shell: run a string with ``/bin/sh -c``.
@@ -274,5 +277,10 @@ def command(
             raise InvalidInput(f"file {name!r} of the command is not below its working directory")
     if options.get("gather"):
         raise InvalidInput("gather=True is for functions; name the files that a command's ranks write in outputs")
-    made = Command(words, shell, cwd, dict(env or {}), files, dict(outputs or {}), stdout)
+    globs = {name: glob.given if isinstance(glob, File) else glob for name, glob in (outputs or {}).items()}
+    keep = {
+        name: IN_PLACE if file.keep == IN_PLACE else KEPT
+        for name, file in (outputs or {}).items() if isinstance(file, File)
+    }  # fmt: skip
+    made = Command(words, shell, cwd, dict(env or {}), files, globs, stdout, keep)
     return CommandTask(made, dict(inputs or {}), _options(True, **options))

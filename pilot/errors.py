@@ -79,6 +79,10 @@ class ObjectMissing(PilotError):
     """The object repository has no file for this hash."""
 
 
+class ObjectDropped(ObjectMissing):
+    """Somebody gave up the bytes of this object on purpose; the message says who and when. The hash stays."""
+
+
 class ObjectCorrupt(PilotError):
     """An object's bytes do not have the hash that names it. It was not served."""
 

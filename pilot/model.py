@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pilot.states import Kind, Outcome
 
@@ -33,6 +33,11 @@ LOST_BUDGET = 20
 
 TAIL_BYTES = 4096
 """How much of a task's captured output its record keeps."""
+
+KEPT = "kept"
+"""A file whose bytes are in the object repository."""
+IN_PLACE: Literal["in place"] = "in place"
+"""A file that is only hashed, and stays where it is."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no letter is mistaken for a digit
 
@@ -100,6 +105,8 @@ class Blob(NamedTuple):
     hash: str
     size: int
     data: bytes | None
+    files: bool = False
+    """Of a value in the repository: it names files, so whoever wants to know what is named has to look into it."""
 
 
 class Link(NamedTuple):
@@ -134,6 +141,8 @@ class Command(NamedTuple):
         files: name of the file to write before the start → name of the input that holds its text.
         outputs: output name → glob of the files to keep, relative to the working directory.
         stdout: file in the working directory that gets its standard output; None: the slot's captured output.
+        keep: output name → what becomes of its files, `KEPT` or `IN_PLACE`; those not named here are read, and are
+            bytes.
     """
 
     argv: tuple[str, ...]
@@ -143,10 +152,11 @@ class Command(NamedTuple):
     files: Mapping[str, str] = _NOTHING
     outputs: Mapping[str, str] = _NOTHING
     stdout: str | None = None
+    keep: Mapping[str, str] = _NOTHING
 
     def document(self) -> dict[str, Any]:
         """Return it as plain data, the form that is signed and stored."""
-        return {
+        doc: dict[str, Any] = {
             "argv": list(self.argv),
             "shell": self.shell,
             "cwd": self.cwd,
@@ -155,13 +165,16 @@ class Command(NamedTuple):
             "outputs": [list(pair) for pair in sorted(self.outputs.items())],
             "stdout": self.stdout,
         }
+        if self.keep:
+            doc["keep"] = [list(pair) for pair in sorted(self.keep.items())]
+        return doc
 
     @classmethod
     def from_document(cls, doc: Mapping[str, Any]) -> Command:
         """Read what `document` wrote."""
         return cls(
             tuple(doc["argv"]), doc["shell"], doc["cwd"],
-            dict(doc["env"]), dict(doc["files"]), dict(doc["outputs"]), doc["stdout"],
+            dict(doc["env"]), dict(doc["files"]), dict(doc["outputs"]), doc["stdout"], dict(doc.get("keep", ())),
         )  # fmt: skip
 
 

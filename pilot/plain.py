@@ -1,7 +1,7 @@
 """Plain data as canonical JSON, with forms for what JSON has no words for.
 
 A form is an object with the one key ``~``: ``{"~": [NAME, …]}``, NAME one of ``tuple bytes path complex
-numpy dict type ref``. `to_tree` makes them, `from_tree` reads them, `dump` and `parse` go between trees and
+numpy dict type ref file``. `to_tree` makes them, `from_tree` reads them, `dump` and `parse` go between trees and
 text. Equal values give equal text.
 """
 
@@ -179,6 +179,9 @@ def _form(kind: type, value: Any, path: str, uses: list[Use] | None, depth: int)
         dtype = value.dtype
         if dtype.kind in "fiub" and dtype.itemsize <= 8 and dtype.type is kind and _numpy_type(dtype.str) is kind:
             return ["numpy", dtype.str, value.item()]
+    if hasattr(kind, "__pilot_form__"):
+        form: list[Any] = value.__pilot_form__()
+        return form
     raise NotPlain
 
 
@@ -225,6 +228,11 @@ def _read_path(resolve: Resolve, text: str) -> Any:
     return pathlib.Path(text)
 
 
+def _read_file(resolve: Resolve, fields: dict[str, Any]) -> Any:
+    __import__("pilot.file")  # above this layer, and few values need it
+    return sys.modules["pilot.file"].File.read(fields)
+
+
 def _read_numpy(resolve: Resolve, code: str, number: Any) -> Any:
     import numpy
 
@@ -240,4 +248,5 @@ _READERS: dict[str, Callable[..., Any]] = {
     "numpy": _read_numpy,
     "type": _read_type,
     "ref": lambda resolve, task, output: resolve(task, output),
+    "file": _read_file,
 }

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from pilot import signing, values
-from pilot.errors import PilotError, SignatureError
+from pilot import content, signing, values
+from pilot.errors import ObjectDropped, PilotError, SignatureError
 from pilot.model import (
     INLINE_DOCUMENT_BYTES,
     INLINE_VALUE_BYTES,
@@ -65,19 +65,77 @@ def unpack(stored: Any, get: Get) -> list[Document]:
     return list(stored)
 
 
+class Named(NamedTuple):
+    """One content that a document names."""
+
+    hash: str
+    kind: str
+    """``value``, ``list`` (of inputs, outputs or ranks), ``file``, ``tree`` (its files are named too), ``function``, ``module text``."""
+    place: bool = False
+    """It lies in place: the object repository knows where, and does not have it."""
+
+
 def objects_named(record: Mapping[str, Any], get: Get) -> Iterator[str]:
-    """Yield the hashes of the objects that a record names: values of its inputs and outputs, and lists of them.
+    """Yield the hashes of the objects that a record names: values of its inputs and outputs, lists of them, and files.
 
     Some may be named twice. The input of a link is an output of another record, which names it.
+
+    Args:
+        record: whole, or with its inputs, outputs and placement.
+        get: reads an object.
+    """
+    for named in contents_named(record, get):
+        if not named.place:
+            yield named.hash
+
+
+def contents_named(record: Mapping[str, Any], get: Get) -> Iterator[Named]:
+    """Yield all that `objects_named` does, and the files that lie in place.
+
+    Raises:
+        ObjectMissing, ObjectCorrupt: a list, a large value that names files, or the manifest of a tree cannot be read.
     """
     for name in ("inputs", "outputs", "placement"):
         stored = record.get(name, ())
         if isinstance(stored, dict):
-            yield stored["object"]
+            yield Named(stored["object"], "list")
         if name != "placement":
             for entry in unpack(stored, get):
-                if "object" in entry:
-                    yield entry["hash"]
+                yield from _named_by(entry, get)
+
+
+def _named_by(entry: Mapping[str, Any], get: Get) -> Iterator[Named]:
+    """Yield what one input or output names; also one of a task's document."""
+    if "source" in entry:
+        return
+    data: bytes | memoryview
+    if "value" in entry:
+        data = values.reencode(entry["value"])
+    elif "data" in entry:
+        data = bytes(entry["data"])
+    else:
+        yield Named(entry["hash"], "value")
+        try:
+            data = get(entry["hash"]) if "files" in entry else b""
+        except ObjectDropped:  # what it named was given up with it
+            return
+    for fields in values.files_in(data):
+        digest, tree, place = fields["hash"], "tree" in fields, "keep" in fields
+        if tree:
+            yield Named(digest, "tree")  # its manifest, which is kept even if it lies in place
+        if place or not tree:
+            yield Named(digest, "tree" if tree else "file", place)
+        else:
+            yield from (Named(row.hash, "file") for row in content.rows(get(digest)) if row.hash)
+
+
+def contents_of_task(doc: Mapping[str, Any], get: Get) -> Iterator[Named]:
+    """Yield what the document of a task names; as `contents_named`."""
+    stored = doc["inputs"]
+    if isinstance(stored, dict):
+        yield Named(stored["object"], "list")
+    for entry in unpack(stored, get):
+        yield from _named_by(entry, get)
 
 
 # -- a task's inputs ------------------------------------------------------------------------------
@@ -88,7 +146,7 @@ def blob_of(encoded: values.Encoded, put: Put) -> Blob:
     if encoded.size <= INLINE_VALUE_BYTES:
         return Blob(encoded.hash, encoded.size, encoded.data)
     put(encoded)
-    return Blob(encoded.hash, encoded.size, None)
+    return Blob(encoded.hash, encoded.size, None, values.names_files(encoded))
 
 
 def pack_inputs(inputs: Sequence[Input], put: Put) -> Any:
@@ -103,7 +161,12 @@ def pack_inputs(inputs: Sequence[Input], put: Put) -> Any:
             if budget >= 0:
                 entry["data"] = blob.data
             else:
-                put(values.Encoded(blob.hash, blob.size, (blob.data,)))
+                encoded = values.Encoded(blob.hash, blob.size, (blob.data,))
+                put(encoded)
+                if values.names_files(encoded):
+                    entry["files"] = True
+        elif blob.files:
+            entry["files"] = True
         if links:
             entry["links"] = [list(link) for link in links]
         entries.append(entry)
@@ -118,7 +181,7 @@ def unpack_inputs(stored: Any, get: Get) -> tuple[Input, ...]:
         [
             Input(
                 entry["name"],
-                Blob(entry["hash"], entry["size"], entry.get("data")),
+                Blob(entry["hash"], entry["size"], entry.get("data"), "files" in entry),
                 tuple([Link(*link) for link in entry["links"]]) if "links" in entry else (),
             )
             for entry in unpack(stored, get)
@@ -134,6 +197,8 @@ def _value_fields(blob: Blob) -> Document:
     fields: Document = {"hash": blob.hash, "size": blob.size}
     if blob.data is None:
         fields["object"] = True
+        if blob.files:
+            fields["files"] = True
     else:
         native = values.native(blob.data)
         if native is values.NOT_NATIVE:
@@ -148,7 +213,7 @@ def blob_from(entry: Mapping[str, Any]) -> Blob:
     if "value" in entry:
         return Blob(entry["hash"], entry["size"], values.reencode(entry["value"]))
     data = entry.get("data")
-    return Blob(entry["hash"], entry["size"], None if data is None else bytes(data))
+    return Blob(entry["hash"], entry["size"], None if data is None else bytes(data), "files" in entry)
 
 
 def _fit(entries: list[Document], put: Put) -> Any:
@@ -162,10 +227,13 @@ def _fit(entries: list[Document], put: Put) -> Any:
             continue
         blob = blob_from(entry)
         if blob.data is not None:
-            put(values.Encoded(blob.hash, blob.size, (blob.data,)))
+            encoded = values.Encoded(blob.hash, blob.size, (blob.data,))
+            put(encoded)
             entry.pop("value", None)
             entry.pop("data", None)
             entry["object"] = True
+            if values.names_files(encoded):
+                entry["files"] = True
             total -= blob.size
     return pack(entries, put, total if total > budget else 0)
 

@@ -10,7 +10,6 @@ from typing import Any
 from pilot.values import digest
 
 _GIT_TIMEOUT_S = 2.0
-_digests: dict[str, tuple[int, int, str]] = {}
 _git_states: dict[str, dict[str, Any] | None] = {}
 
 
@@ -54,18 +53,13 @@ def folder_of(function: Any) -> str:
 
 
 def file_digest(path: str) -> str:
-    """Return the BLAKE2b-256 of a file, "" if it cannot be read. Read again only if its time or size changed."""
+    """Return the BLAKE2b-256 of a file, "" if it cannot be read."""
+    from pilot import content  # a child that runs no such thing starts without it
+
     try:
-        status = os.stat(path)
-        known = _digests.get(path)
-        if known is not None and known[:2] == (status.st_mtime_ns, status.st_size):
-            return known[2]
-        with open(path, "rb") as file:
-            found = digest(file.read())
-    except OSError:
+        return content.of_file(path).hash
+    except content.Unfit:
         return ""
-    _digests[path] = (status.st_mtime_ns, status.st_size, found)
-    return found
 
 
 def own_text(module: str, file_hash: str) -> bytes | None:

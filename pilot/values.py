@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     Part: TypeAlias = bytes | memoryview
 
 __all__ = [
-    "NOT_NATIVE", "Encoded", "Reference", "decode", "digest", "encode", "encode_argument", "from_native",
-    "hasher", "native", "reencode", "register",
+    "NOT_NATIVE", "Encoded", "Reference", "decode", "digest", "encode", "encode_argument", "files_in",
+    "from_native", "hasher", "native", "reencode", "register",
 ]  # fmt: skip
 
 NOT_NATIVE: Any = type("NotNative", (), {"__repr__": lambda self: "NOT_NATIVE"})()
@@ -277,6 +277,31 @@ def decode(data: Part, resolve: Resolve | None = None) -> Any:
     except Exception as exc:
         raise DecodingError(f"a stored value cannot be read: {type(exc).__name__}: {exc}") from exc
     raise DecodingError(f"an encoded value begins with {tag!r}: it is damaged, or a newer pilot wrote it")
+
+
+_FILE_MARK = b'{"~":["file",'
+_MAY_NAME_FILES = (b"j", b"p", b"r")
+_FILE_FORM_BYTES = 4096
+"""What a form of a file has at most: a name is 255 bytes."""
+
+
+def names_files(encoded: Encoded) -> bool:
+    """Whether a value names any files."""
+    return encoded.parts[0][:1] in _MAY_NAME_FILES and any(_FILE_MARK in bytes(part) for part in encoded.parts)
+
+
+def files_in(data: Part) -> list[dict[str, Any]]:
+    """Return the fields of the forms of all files that an encoding names (`pilot.file`); nothing of it is unpickled."""
+    if bytes(data[:1]) not in _MAY_NAME_FILES:
+        return []
+    if type(data) is bytes and _FILE_MARK not in data:
+        return []
+    import re
+
+    view = memoryview(data)
+    starts = [found.start() for found in re.finditer(re.escape(_FILE_MARK), view)]
+    texts = [str(bytes(view[start : start + _FILE_FORM_BYTES]), "utf-8", "ignore") for start in starts]
+    return [parse(text, 0)[0][FORM][1] for text in texts]
 
 
 # -- readable in the database ---------------------------------------------------------------------

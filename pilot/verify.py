@@ -8,10 +8,10 @@ from typing import Any
 
 from pilot import audit, records, signing
 from pilot.audit import Problem
-from pilot.errors import InvalidInput, PilotError
+from pilot.errors import InvalidInput, ObjectCorrupt, PilotError
 from pilot.model import official_record
 from pilot.prepare import code_from
-from pilot.store import lineage, provenance, tasks
+from pilot.store import care, lineage, provenance, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 
@@ -27,7 +27,9 @@ class Report:
 
     records: int = 0
     values: int = 0
-    """Inputs and outputs whose bytes were compared with their hashes, or which were looked for; links."""
+    """Inputs, outputs and files whose bytes were compared with their hashes, or which were looked for; links."""
+    dropped: int = 0
+    """Those whose bytes somebody gave up, keeping the hashes."""
     functions: int = 0
     environments: int = 0
     problems: list[Problem] = field(default_factory=list)
@@ -44,24 +46,43 @@ class Report:
         return not self.problems
 
 
-class _Objects:
-    """Looks for objects, each once."""
+class _Contents:
+    """Looks for values and files, each once."""
 
     def __init__(self, objects: Objects, deep: bool) -> None:
         self.get = objects.get
+        self.dropped: set[str] = set()
+        """Those whose bytes somebody gave up; their hashes were kept, and that is no fault."""
         self._objects = objects
         self._deep = deep
-        self._sizes: dict[str, int] = {}
+        self._told: dict[tuple[str, bool], str] = {}
+
+    def problem(self, named: records.Named) -> str:
+        """Say what is wrong with a content, or return "": it is not there, or, `deep`, its bytes have another hash."""
+        key = named.hash, named.place
+        if key not in self._told:
+            self._told[key] = self._look(named)
+        return self._told[key]
+
+    def _look(self, named: records.Named) -> str:
+        hash = named.hash
+        if not named.place and not self._objects.exists(hash):
+            if not self._objects.dropped(hash):
+                return str(self._objects.missing(hash))
+            self.dropped.add(hash)
+        elif self._deep and (damage := care.verify(self._objects, named)):
+            return damage.why
+        return ""
 
     def size(self, hash: str) -> int:
         """Return an object's size; `deep`: after its bytes were compared with the hash.
 
         Raises:
-            ObjectMissing, ObjectCorrupt: it is not as it should be.
+            ObjectMissing, ObjectDropped, ObjectCorrupt: it is not there, or not as it should be.
         """
-        if hash not in self._sizes:
-            self._sizes[hash] = len(self._objects.get(hash)) if self._deep else self._objects.size(hash)
-        return self._sizes[hash]
+        if why := self.problem(records.Named(hash, "value")):
+            raise ObjectCorrupt(why)
+        return self._objects.size(hash)
 
 
 class Audit:
@@ -79,23 +100,22 @@ class Audit:
     def __init__(self, store: Store, objects: Objects, signer: signing.Signer, deep: bool = False) -> None:
         self._store = store
         self._signer = signer
-        self._objects = _Objects(objects, deep)
+        self._contents = _Contents(objects, deep)
         self._chains = audit.Chains()
         self.report = Report()
         """What has been looked at so far, without problems: `problems` yields them."""
 
     def problems(self) -> Iterator[Problem]:
         """Look at everything, and yield what is wrong as it is found."""
-        tips = (
-            self._tips()
-        )  # first, and what nobody uses last: a pool writes its records before the one, after the other
+        tips = self._tips()  # first: a pool writes its records before; and what nobody uses last: it is written after
         for raw in provenance.stream(self._store):
             yield from self._record(raw)
         for raw in provenance.stream(self._store, superseded=True):
             yield from self._sealed(raw)[1]
         yield from self._chains.close(tips)
-        yield from _functions(provenance.all_functions(self._store), self._signer, self._objects, self.report)
+        yield from _functions(provenance.all_functions(self._store), self._signer, self._contents, self.report)
         yield from _environments(provenance.all_environments(self._store), self.report)
+        self.report.dropped = len(self._contents.dropped)
 
     def _tips(self) -> dict[str, tuple[int, str]]:
         told = provenance.tips(self._store)
@@ -114,12 +134,10 @@ class Audit:
         doc, wrong = self._sealed(raw)
         yield from wrong
         try:
-            for hash in records.objects_named(doc, self._objects.get):
+            for named in records.contents_named(doc, self._contents.get):
                 self.report.values += 1
-                try:
-                    self._objects.size(hash)
-                except PilotError as exc:
-                    yield Problem(str(doc["_id"]), str(exc))
+                if why := self._contents.problem(named):
+                    yield Problem(str(doc["_id"]), why)
         except (PilotError, KeyError, TypeError, ValueError) as exc:
             yield Problem(str(doc["_id"]), f"its lists of values cannot be read: {exc}")
 
@@ -160,7 +178,7 @@ def lineage_of(
     """
     walk = lineage.ancestors(store, objects.get, ids, depth, LIMIT)
     report = Report(cut=walk.cut)
-    checked = _Objects(objects, True)
+    checked = _Contents(objects, True)
     functions: set[str] = set()
     environments: set[str] = set()
     names = list(walk.distance)
@@ -179,6 +197,7 @@ def lineage_of(
             docs.append(doc)
             texts = audit.check_values(doc, checked.get, checked.size)
             report.problems += [Problem(doc["_id"], text) for text in texts]
+            report.problems += _files(doc, checked, report)
             functions |= {doc["function"]} if doc.get("function") else set()
             environments |= {doc["environment"]} if doc.get("environment") else set()
         report.problems += [Problem(name, "there is no such record") for name in sorted(part)]
@@ -191,11 +210,24 @@ def lineage_of(
         Problem(f"environment {name}", "it is not in the store") for name, doc in found.items() if doc is None
     ]
     report.problems += _environments([doc for doc in found.values() if doc is not None], report)
+    report.dropped = len(checked.dropped)
     return report
 
 
+def _files(doc: records.Document, checked: _Contents, report: Report) -> Iterator[Problem]:
+    """Check the files and directories that a record's values name."""
+    try:
+        for named in records.contents_named(doc, checked.get):
+            if named.kind in ("file", "tree"):
+                report.values += 1
+                if why := checked.problem(named):
+                    yield Problem(doc["_id"], why)
+    except PilotError:  # a list or a value that names some is gone: that has been told
+        return
+
+
 def _links(
-    store: Store, docs: list[records.Document], signer: signing.Signer, checked: _Objects, report: Report
+    store: Store, docs: list[records.Document], signer: signing.Signer, checked: _Contents, report: Report
 ) -> Iterator[Problem]:
     """Check where the inputs of some records came from, and count their values."""
     sources: set[str] = set()
@@ -218,7 +250,7 @@ def _links(
 
 
 def _functions(
-    docs: Iterable[Mapping[str, Any]], signer: signing.Signer, checked: _Objects, report: Report
+    docs: Iterable[Mapping[str, Any]], signer: signing.Signer, checked: _Contents, report: Report
 ) -> Iterator[Problem]:
     for doc in docs:
         report.functions += 1

@@ -1,11 +1,12 @@
 """The object repository: values kept as files, named by their content.
 
 Any number of readers and writers, on any number of nodes, without locks: a file appears under its name
-complete and durable, and never changes afterwards. Only collection (elsewhere) removes files. No pymongo
+complete and durable, and never changes afterwards. Only `pilot.store.care` removes files. No pymongo
 here: workers' children read and write objects.
 
 Layout: ``ROOT/ab/cdef…`` (the identity's first two characters, then the rest), mode 0400; files being
-written lie in ``ROOT/tmp``.
+written lie in ``ROOT/tmp``. Of objects that were given up, ``ROOT/dropped/ab/cdef…`` tells by whom and when.
+`Objects.files` has what there is for `pilot.File`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,16 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 
-from pilot.errors import EncodingError, InvalidInput, ObjectCorrupt, ObjectMissing, ObjectStoreFull
+from pilot.errors import EncodingError, InvalidInput, ObjectCorrupt, ObjectDropped, ObjectMissing, ObjectStoreFull
 from pilot.values import Encoded, digest, hasher
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pilot.store.files import Files
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 _PIECE = 16 << 20
@@ -45,6 +51,13 @@ class Objects:
             raise InvalidInput(f"{hash!r} is not the hash of an object: expected 64 hexadecimal digits")
         return f"{self.root}/{hash[:2]}/{hash[2:]}"
 
+    @cached_property
+    def files(self) -> Files:
+        """The same repository as `pilot.File` uses it; loaded when it is needed, which is not in most children."""
+        from pilot.store.files import Files
+
+        return Files(self.root)
+
     def exists(self, hash: str) -> bool:
         """Whether the object is there; says nothing of its bytes."""
         return os.path.isfile(self.path(hash))
@@ -66,16 +79,14 @@ class Objects:
 
         Raises:
             ObjectMissing: it is not there.
+            ObjectDropped: its bytes were given up.
             ObjectCorrupt: its bytes have another hash; they are not returned.
         """
         with self._found(hash) as path, open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = _map(file.fileno()) if size > _MAPPED else file.read()
         if verify and digest(data) != hash:
-            raise ObjectCorrupt(
-                f"the object {path!r} does not have the hash that names it: the file is damaged; "
-                "remove it and run again the task that made it"
-            )
+            raise damaged(path)
         return data
 
     def put(self, encoded: Encoded) -> str:
@@ -87,11 +98,27 @@ class Objects:
             ObjectStoreFull: no space, quota or file size left; nothing is left behind.
             EncodingError: the value changed while it was written (an array that another thread fills).
         """
-        path = self.path(encoded.hash)
-        if not self._touch(path, encoded.size):
-            with self._full_is_named(path):
-                self._write(path, encoded)
+        if not self.touch(encoded.hash, encoded.size):
+            self.write(encoded.hash, lambda draft: _write_draft(draft, encoded))
         return encoded.hash
+
+    def touch(self, hash: str, size: int) -> bool:
+        """Renew an existing object, so that collection spares it; False if it is not there or was cut short."""
+        return self._touch(self.path(hash), size)
+
+    def write(self, hash: str, make: Callable[[str], None]) -> None:
+        """Store an object, durably when this returns, and leave nothing behind if that fails.
+
+        Args:
+            hash: its name.
+            make: makes a file at the path it is given, whose bytes are on disk when it returns.
+
+        Raises:
+            ObjectStoreFull: no space, quota or file size left.
+        """
+        path = self.path(hash)
+        with self._full_is_named(path):
+            self._write(path, make)
 
     def _touch(self, path: str, size: int) -> bool:
         """Renew an existing object; False if it is not there or was cut short."""
@@ -104,19 +131,14 @@ class Objects:
         _sync_directory(os.path.dirname(path))  # its writer may not have come so far
         return True
 
-    def _write(self, path: str, encoded: Encoded) -> None:
+    def _write(self, path: str, make: Callable[[str], None]) -> None:
         temporary, folder = f"{self.root}/tmp/{os.urandom(16).hex()}", os.path.dirname(path)
         new = not os.path.isdir(folder)
         for directory in (self.root, f"{self.root}/tmp", folder):
             with suppress(FileExistsError):
                 os.mkdir(directory, 0o700)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         try:
-            try:
-                _write_parts(descriptor, encoded)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            make(temporary)
             os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -132,7 +154,31 @@ class Objects:
         try:
             yield path
         except FileNotFoundError as exc:
-            raise ObjectMissing(f"the object repository has no file {path!r}") from exc
+            raise self.missing(hash) from exc
+
+    def missing(self, hash: str, what: str = "") -> ObjectMissing:
+        """Return the error that says that an object is not there, and why, if that is known.
+
+        Args:
+            hash: its name.
+            what: what it is to its user: ``"the file 'scf.in'"``.
+        """
+        path = self.path(hash)
+        head = f"{what}: " if what else ""
+        if told := self.dropped(hash):
+            return ObjectDropped(f"{head}the bytes of the object {hash} were dropped by {told}; only its hash was kept")
+        return ObjectMissing(
+            f"{head}the object repository has no file {path!r}; run again the task that made it, "
+            "`pilot objects verify` lists what else is gone"
+        )
+
+    def dropped(self, hash: str) -> str:
+        """Return who gave up the bytes of an object, and when; "" if nobody did."""
+        try:
+            with open(f"{self.root}/dropped/{hash[:2]}/{hash[2:]}", encoding="utf-8") as note:
+                return note.read().strip()
+        except FileNotFoundError:
+            return ""
 
     @contextmanager
     def _full_is_named(self, path: str) -> Iterator[None]:
@@ -144,6 +190,28 @@ class Objects:
             raise ObjectStoreFull(
                 f"cannot store the object {path!r}: {exc.strerror}; make room under {self.root!r}, then repeat"
             ) from exc
+
+
+def damaged(path: str, what: str = "") -> ObjectCorrupt:
+    """Return the error that says that an object does not have its hash."""
+    return ObjectCorrupt(
+        f"{what}{': ' if what else ''}the object {path!r} does not have the hash that names it: the file is damaged; "
+        "remove it and run again the task that made it"
+    )
+
+
+def new_file(path: str) -> int:
+    """Open a new file for writing that only its owner may read later."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+
+
+def _write_draft(path: str, encoded: Encoded) -> None:
+    descriptor = new_file(path)
+    try:
+        _write_parts(descriptor, encoded)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_parts(descriptor: int, encoded: Encoded) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import bson
 from bson.errors import BSONError
@@ -118,6 +119,17 @@ def _read(path: Path) -> list[RawBSONDocument]:
     options: bson.CodecOptions[RawBSONDocument] = bson.CodecOptions(document_class=RawBSONDocument)
     with path.open("rb") as file:
         return list(bson.decode_file_iter(file, options))
+
+
+def records(root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records that wait, of all tokens; what is being committed meanwhile may be missing."""
+    for path in sorted(root.glob("*/*.bson")):
+        try:
+            with path.open("rb") as file:
+                found = list(bson.decode_file_iter(file))
+        except (FileNotFoundError, BSONError):  # it is in the store now; or it is damaged, and never will be
+            continue
+        yield from found
 
 
 def waiting(root: Path) -> dict[str, int]:

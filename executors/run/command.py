@@ -6,9 +6,9 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pilot.errors import InvalidInput
 from pilot.executors.run.exchange import Exchange
@@ -16,13 +16,14 @@ from pilot.executors.run.failure import clipped, signal_text
 from pilot.executors.run.guard import Guard, die_with_parent
 from pilot.executors.run.meter import Meter
 from pilot.executors.run.scrub import command_environment
-from pilot.model import Blob, Command, Work
+from pilot.model import IN_PLACE, Blob, Command, Work
 from pilot.source import file_digest
 from pilot.states import Outcome
 from pilot.values import encode
 
 if TYPE_CHECKING:
     from pilot.executors.run.nested import Nested, Ran
+    from pilot.file import File
 
 EXIT_CODE = "exit_code"
 """Name of the output that every command has."""
@@ -155,13 +156,13 @@ class Commands:
         self._write_files(work, command, workdir)
         ended = self._run_in(workdir, work, meter, variables)
         if ended.outcome is Outcome.SUCCEEDED and command.outputs:
-            outputs, missing = self._collect(command, workdir)
+            outputs, missing = self._collect(command, workdir, removed=private and not _stays(command))
             ended = ended._replace(outputs=ended.outputs + outputs)
             if missing:
                 ended = ended._replace(outcome=Outcome.FAILED, why=missing)
-        if private:
-            if ended.outcome is not Outcome.SUCCEEDED:
-                return ended._replace(why=f"{ended.why}; its working directory was kept: {workdir!r}")
+        if private and ended.outcome is not Outcome.SUCCEEDED:
+            return ended._replace(why=f"{ended.why}; its working directory was kept: {workdir!r}")
+        if private and not _stays(command):
             import shutil
 
             shutil.rmtree(workdir, ignore_errors=True)
@@ -175,15 +176,18 @@ class Commands:
         values = dict(self._exchange.inputs(work, frozenset(command.files.values())))
         for name, source in command.files.items():
             path = os.path.join(workdir, _inside(name, "file"))
-            value = values.get(source)
+            value: Any = values.get(source)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            if hasattr(value, "__pilot_form__"):
+                _put_file(value, path)
+                continue
             if isinstance(value, str):
                 value = value.encode()
             if not isinstance(value, bytes | bytearray | memoryview):
                 raise InvalidInput(
                     f"the file {name!r} of the command is made of the input {source!r}, which is of type "
-                    f"{type(value).__name__!r}; give text or bytes"
+                    f"{type(value).__name__!r}; give text, bytes or a pilot.File"
                 )
-            os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "wb") as file:
                 file.write(value)
 
@@ -268,17 +272,33 @@ class Commands:
 
     # -- after --------------------------------------------------------------------------------------
 
-    def _collect(self, command: Command, workdir: str) -> tuple[tuple[tuple[str, Blob], ...], str]:
-        """Return the outputs found, and what to say if one is missing."""
-        outputs: list[tuple[str, Blob]] = []
+    def _collect(self, command: Command, workdir: str, removed: bool) -> tuple[tuple[tuple[str, Blob], ...], str]:
+        """Return the outputs found, and what to say if one is missing: then none was kept.
+
+        Args:
+            command: what ran.
+            workdir: where.
+            removed: it will be, after this.
+        """
+        found: dict[str, list[str]] = {}
         for name, pattern in command.outputs.items():
-            paths = _matches(_inside(pattern, "output"), workdir)
-            if not paths:
-                return tuple(outputs), f"its output {name!r} is missing: no file matches {pattern!r} in {workdir!r}"
-            contents = {path: _read(os.path.join(workdir, path)) for path in paths}
+            kept = name in command.keep
+            found[name] = _matches(_inside(pattern, "output"), workdir, kept)
+            if not found[name]:
+                what = "file or directory" if kept else "file"
+                return (), f"its output {name!r} is missing: no {what} matches {pattern!r} in {workdir!r}"
+        outputs: list[tuple[str, Blob]] = []
+        for name, paths in found.items():
+            keep = command.keep.get(name)
+            contents = {path: _content(os.path.join(workdir, path), keep, removed) for path in paths}
             value = contents[paths[0]] if len(paths) == 1 else contents
             outputs.append((name, self._exchange.keep(encode(value, f"the output {name!r}"))))
         return tuple(outputs), ""
+
+
+def _stays(command: Command) -> bool:
+    """Whether a private working directory is not removed, since it is the place of an output that stays in place."""
+    return IN_PLACE in command.keep.values()
 
 
 def _shown(work: Work) -> str:
@@ -337,15 +357,41 @@ def _not_started(program: str, workdir: str, error: OSError) -> Ended:
     return Ended(Outcome.FAILED, code, f"cannot run the program {clipped(program, _SHOWN_BYTES)!r}: {why}")
 
 
-def _matches(pattern: str, workdir: str) -> list[str]:
+def _matches(pattern: str, workdir: str, directories: bool) -> list[str]:
+    """Return what a glob fits: files, and if `directories` those too, but then nothing that lies in one of them."""
     import glob
 
-    return sorted(
-        path for path in glob.glob(pattern, root_dir=workdir, recursive=True)
-        if os.path.isfile(os.path.join(workdir, path))
-    )  # fmt: skip
+    paths = sorted(glob.glob(pattern, root_dir=workdir, recursive=True))
+    if not directories:
+        return [path for path in paths if os.path.isfile(os.path.join(workdir, path))]
+    found: dict[str, None] = {}
+    for path in paths:
+        parts = path.rstrip("/").split("/")
+        if parts != [""] and not any("/".join(parts[:end]) in found for end in range(1, len(parts))):
+            found["/".join(parts)] = None
+    return list(found)
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
+def _content(path: str, keep: str | None, owned: bool) -> Any:
+    """Return an output: its bytes, or a `pilot.File`, which may be linked if it is ours."""
+    if keep is None:
+        with open(path, "rb") as file:
+            return file.read()
+    from pilot.file import File
+
+    made = File(path, IN_PLACE if keep == IN_PLACE else True)
+    made.owned = owned
+    return made
+
+
+def _put_file(file: File, path: str) -> None:
+    """Make an input that is a `pilot.File`: a copy, or, of one that stays in place, a symbolic link to it."""
+    if file.keep != IN_PLACE:
+        file.copy_to(path)
+        return
+    target = file.path
+    with suppress(FileNotFoundError):
+        if os.path.realpath(path) == os.path.realpath(target):
+            return
+        os.unlink(path)
+    os.symlink(target, path)

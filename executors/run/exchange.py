@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Protocol
 
+from pilot.context import here
 from pilot.errors import DecodingError, ObjectCorrupt, ObjectMissing
 from pilot.model import INLINE_VALUE_BYTES, Blob, Work, whole_result
-from pilot.values import Encoded, decode, digest
+from pilot.values import Encoded, decode, digest, names_files
 
 
 class Objects(Protocol):
@@ -36,7 +37,7 @@ class Objects(Protocol):
 
 
 class Exchange:
-    """Turns blobs into values and values into blobs.
+    """Turns blobs into values and values into blobs; from then on this process keeps and finds files there too.
 
     Args:
         objects: where large values are.
@@ -44,6 +45,7 @@ class Exchange:
 
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
+        here.repository = objects
 
     def fetch(self, blob: Blob) -> bytes | memoryview:
         """Return a blob's bytes, from wherever they are, after checking that they have its hash.
@@ -87,7 +89,7 @@ class Exchange:
             ObjectStoreFull: there is no room for it.
         """
         if encoded.size > INLINE_VALUE_BYTES:
-            return Blob(self._objects.put(encoded), encoded.size, None)
+            return Blob(self._objects.put(encoded), encoded.size, None, names_files(encoded))
         return Blob(encoded.hash, encoded.size, encoded.data)
 
 

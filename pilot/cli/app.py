@@ -34,6 +34,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "init": Entry("project", "init", "Make a project here, with a database of its own."),
         "status": Entry("status", "status", "Show the project at a glance, and what to do next."),
         "store": Entry("store", "store", "Start, stop or look at the project's database."),
+        "objects": Entry("objects", "objects", "Look after large values and files: verify, collect, drop."),
         "doctor": Entry("doctor", "doctor", "Check everything, and say what to do about what is wrong."),
     },
     "Pilots": {

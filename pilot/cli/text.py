@@ -140,8 +140,16 @@ def _form(form: Sequence[Any], most: int) -> str:
         return "(" + _items(iter(lambda: "", None), form[1], most) + ")"
     if name == "ref":
         return "←"
+    if name == "file" and len(form) == 2 and isinstance(form[1], dict):
+        return _file(form[1])
     inside = ", ".join(_plain(item, most) for item in form[1:])
     return f"{_FORMS.get(name, name)}({inside})"
+
+
+def _file(fields: Mapping[str, Any]) -> str:
+    kind = "Tree" if fields.get("tree") else "File"
+    where = ", in place" if "keep" in fields else ""
+    return f"{kind}({fields['name']!r}, {size(fields['size'])}{where})"
 
 
 def _encoding(data: bytes, length: int) -> str:

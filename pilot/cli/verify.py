@@ -43,4 +43,6 @@ def verify(task: str, depth: int | None, as_json: bool) -> int:
     )  # fmt: skip
     said = "[green]all as written[/]" if report.good else f"[red]{text.count(len(report.problems), 'problem')}[/]"
     out.print(f"{seen}: {said}" + (f" ({_WHY_CUT[report.cut]})" if report.cut else ""), soft_wrap=True)
+    if report.dropped:
+        out.print(f"{text.count(report.dropped, 'object')}: bytes given up by `pilot objects drop`, hashes kept")
     return code
