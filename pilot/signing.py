@@ -156,14 +156,17 @@ def task_fields(task: TaskSpec | Mapping[str, Any], inputs: Sequence[Input] | No
     if isinstance(task, Mapping):
         head = [task["_id"], task["kind"], task["function"], task["command"]]
         tail = [task["class"], task.get("fresh", False), task["waits"], task.get("folder", "")]
-        gather = task.get("gather", False)
+        gather, cache = task.get("gather", False), task.get("cache")
     else:
         command = None if task.command is None else task.command.document()
         head = [task.id, task.kind, task.function, command]
         tail = [task.resources.key, task.fresh, task.waits, task.folder]
-        gather = task.gather
+        gather, cache = task.gather, task.cache
         inputs = task.inputs if inputs is None else inputs
-    return [*head, [(name, blob.hash, links) for name, blob, links in inputs or ()], *tail, gather]
+    fields = [*head, [(name, blob.hash, links) for name, blob, links in inputs or ()], *tail, gather]
+    if cache:
+        fields.append(["cache", cache])
+    return fields
 
 
 def function_fields(code: FunctionCode) -> list[Any]:
@@ -182,13 +185,14 @@ def function_fields(code: FunctionCode) -> list[Any]:
 def record_fields(record: Mapping[str, Any]) -> list[Any]:
     """Return what a record claims: who ended which attempt how, of what task, from what, with what.
 
-    The task's own signature is among them: it binds the record to what the task was when it ran.
+    The task's own signature is among them: it binds the record to what the task was when it ran. Of a task with
+    caching on also what others find it by, and whose outputs it took: else two results could be swapped by that.
 
     Raises:
         SignatureError: something signed is missing from the document, or has another form.
     """
     try:
-        return [
+        fields = [
             record["task"],
             record["attempt"],
             record["token"],
@@ -197,6 +201,10 @@ def record_fields(record: Mapping[str, Any]) -> list[Any]:
             _names_and_hashes(record["inputs"]),
             _names_and_hashes(record["outputs"]),
         ]
+        if "cache" in record or "cached_from" in record:
+            program = record.get("command", {}).get("digest")
+            fields.append([record.get("cache", {}).get("key"), record.get("cached_from"), program])
+        return fields
     except (KeyError, TypeError, AttributeError) as exc:
         raise SignatureError(f"cannot verify a record: it is not one: {type(exc).__name__}: {exc}") from exc
 
