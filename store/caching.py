@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
+from pilot.model import official_record
 from pilot.states import Outcome
-from pilot.store import schema
+from pilot.store import provenance, schema, tasks
 from pilot.store.mongo import Store, translating
 from pilot.store.tasks import BY_ID, Document, chunks
 
@@ -63,24 +64,33 @@ def codes(store: Store, hashes: Iterable[str], fields: Sequence[str]) -> dict[st
 
 
 @translating("invalidate results")
-def invalidate(store: Store, tasks: Sequence[str], reason: str, now: datetime) -> int:
-    """Let the results of these tasks not be taken for others any more; return how many are concerned. Repeatable."""
-    said = {"invalid": {"at": now, "reason": reason}}
-    return store.tasks.update_many({"_id": {"$in": list(tasks)}}, {"$set": said}, hint=BY_ID).matched_count
+def invalidate(store: Store, ids: Sequence[str], reason: str | None, now: datetime) -> list[str]:
+    """Mark tasks, so that their results are not taken for others any more; a `reason` of None takes that back.
+
+    Repeatable.
+
+    Returns:
+        the tasks that made these results: instead of one that was cached itself, that whose result it took.
+    """
+    made = _makers(store, ids)
+    mark = {"$unset": {"invalid": ""}} if reason is None else {"$set": {"invalid": {"at": now, "reason": reason}}}
+    for part in chunks(made):
+        store.tasks.update_many({"_id": {"$in": list(part)}}, mark, hint=BY_ID)
+    return made
 
 
-@translating("make results valid again")
-def revalidate(store: Store, tasks: Sequence[str]) -> int:
-    """Take back what `invalidate` has done to these tasks; return how many are concerned. Repeatable."""
-    query = {"_id": {"$in": list(tasks)}}
-    return store.tasks.update_many(query, {"$unset": {"invalid": ""}}, hint=BY_ID).matched_count
+def _makers(store: Store, ids: Sequence[str]) -> list[str]:
+    officials = {task: official_record(doc) for task, doc in tasks.get(store, ids, ["official"]).items()}
+    docs = provenance.get(store, filter(None, officials.values()), ["cached_from"])
+    taken = {task: docs.get(record or "", {}).get("cached_from") for task, record in officials.items()}
+    return list(dict.fromkeys(record.rpartition(":")[0] if record else task for task, record in taken.items()))
 
 
 @translating("look for invalidated results")
-def invalid(store: Store, tasks: Iterable[str]) -> dict[str, str]:
+def invalid(store: Store, ids: Iterable[str]) -> dict[str, str]:
     """Return those of these tasks whose results must not be taken, and why."""
     found: dict[str, str] = {}
-    for part in chunks(list(dict.fromkeys(tasks))):
+    for part in chunks(list(dict.fromkeys(ids))):
         query = {"_id": {"$in": list(part)}, "invalid": {"$exists": True}}
         found |= {doc["_id"]: doc["invalid"]["reason"] for doc in store.tasks.find(query, {"invalid.reason": 1})}
     return found

@@ -53,6 +53,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "wait": Entry("control", "wait", "Wait until tasks have ended."),
         "cancel": Entry("control", "cancel", "Cancel what has not begun, stop what runs."),
         "retry": Entry("control", "retry", "Run failed or cancelled tasks again."),
+        "invalidate": Entry("control", "invalidate", "Let results not be taken for equal tasks."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
