@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pilot import records, signing
 from pilot.cachekey import CODE_FIELDS, LIKE_FIELDS, Keys, difference, keys_of
-from pilot.errors import DecodingError, ObjectCorrupt, ObjectMissing, PilotError, SignatureError, StoreError
+from pilot.errors import PilotError, StoreError
 from pilot.model import FunctionCode, Input
 from pilot.source import file_digest
 from pilot.states import Outcome
@@ -144,8 +144,8 @@ class Lookup:
         for task, inputs, _, code in unknown:
             earlier = likes.get(keys[task["_id"]].like)
             if earlier is None:
-                given = " with these inputs" if inputs else ""
-                reasons[task["_id"]] = f"there is no earlier run of {task['name']}{given} with caching on"
+                had = "these inputs and caching on" if inputs else "caching on"
+                reasons[task["_id"]] = f"no earlier run of {task['name']} had {had}"
             else:
                 reasons[task["_id"]] = difference(task, code, earlier, codes.get(earlier.get("function", "")))
         return reasons
@@ -197,20 +197,22 @@ class _Candidates:
             return "was deleted a moment ago"
         try:
             records.verify(doc, self._signer)
-        except SignatureError:
-            return "its signature does not fit: somebody changed it"
+        except PilotError as exc:
+            return f"it is not trusted: {exc}"
         if doc["cache"]["key"] != key or doc["outcome"] != Outcome.SUCCEEDED:
             return "somebody changed it a moment ago"
         if doc["task"] in self._invalid:
             said = self._invalid[doc["task"]]
             return f"it was invalidated{f': {said}' if said else ''}"
+        outputs = doc["outputs"]
         try:
-            for entry in records.unpack(doc["outputs"], self._objects.get):
+            for name in records.objects_named({"outputs": outputs}, self._objects.get):
+                if not self._objects.exists(name):
+                    return f"the object {name} of its outputs is gone"
+            for entry in records.unpack(outputs, self._objects.get):
                 blob = records.blob_from(entry)
-                if blob.data is None and not self._objects.exists(blob.hash):
-                    return f"the object {blob.hash[:16]}… with its output {entry['name']!r} is gone"
                 if blob.data is not None and digest(blob.data) != blob.hash:
                     return f"its output {entry['name']!r} is not what was signed: somebody changed it"
-        except (ObjectMissing, ObjectCorrupt, DecodingError) as exc:
+        except PilotError as exc:
             return f"its outputs cannot be read: {exc}"
         return ""

@@ -112,8 +112,8 @@ class Preparer:
                 refused.append(Refused(doc, exc))
             except _MALFORMED as exc:
                 refused.append(_spoilt(doc, exc))
-        asked = [Asked(*one[:3], self.functions.get(one.task["function"])) for one in linked if "cache" in one.task]
-        cached = self._cache.look(asked) if asked else {}
+        asked = [one for one in linked if "cache" in one.task]
+        cached = self._cache.look([self._asked(one) for one in asked]) if asked else {}
         held = []
         for one in linked:
             try:
@@ -178,6 +178,9 @@ class Preparer:
                 if (link.task, link.output) not in sources:
                     self._resolve(link.task, link.output, officials.get(link.task), linked, sources)
         return _Linked(doc, inputs, sources, linked)
+
+    def _asked(self, one: _Linked) -> Asked:
+        return Asked(one.task, one.inputs, one.sources, self.functions.get(one.task["function"]))
 
     def _resolve(
         self,

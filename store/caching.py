@@ -12,6 +12,8 @@ from pilot.store import provenance, schema, tasks
 from pilot.store.mongo import Store, translating
 from pilot.store.tasks import BY_ID, Document, chunks
 
+_BATCH = 10_000
+"""What is read here is small: all of it in one answer."""
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -33,7 +35,8 @@ def runs(store: Store, keys: Iterable[str]) -> dict[str, list[Run]]:
     found: dict[str, list[tuple[datetime, Run]]] = {}
     fields = {"cache.key": 1, "outcome": 1, "time.finished": 1, "_id": 1}
     for part in chunks(list(dict.fromkeys(keys))):
-        for doc in store.provenance.find({"cache.key": {"$in": list(part)}}, fields, hint="cache"):
+        query = {"cache.key": {"$in": list(part)}}
+        for doc in store.provenance.find(query, fields, hint="cache", batch_size=_BATCH):
             run = Run(doc["_id"], Outcome(doc["outcome"]))
             found.setdefault(doc["cache"]["key"], []).append((doc.get("time", {}).get("finished", _EPOCH), run))
     return {key: [run for _, run in sorted(several, reverse=True)] for key, several in found.items()}
@@ -43,9 +46,10 @@ def runs(store: Store, keys: Iterable[str]) -> dict[str, list[Run]]:
 def likes(store: Store, likes: Iterable[str], fields: Sequence[str]) -> dict[str, Document]:
     """Return the latest record of each of these looser keys, if there is one, with `fields` (index `like`)."""
     latest: dict[str, tuple[datetime, str]] = {}
+    keyed = {"cache.like": 1, "time.finished": 1, "_id": 1}
     for part in chunks(list(dict.fromkeys(likes))):
         query = {"cache.like": {"$in": list(part)}}
-        for doc in store.provenance.find(query, {"cache.like": 1, "time.finished": 1, "_id": 1}, hint="like"):
+        for doc in store.provenance.find(query, keyed, hint="like", batch_size=_BATCH):
             this = doc.get("time", {}).get("finished", _EPOCH), doc["_id"]
             latest[doc["cache"]["like"]] = max(this, latest.get(doc["cache"]["like"], this))
     docs: dict[str, Document] = {}
@@ -80,9 +84,10 @@ def invalidate(store: Store, ids: Sequence[str], reason: str | None, now: dateti
 
 
 def _makers(store: Store, ids: Sequence[str]) -> list[str]:
-    officials = {task: official_record(doc) for task, doc in tasks.get(store, ids, ["official"]).items()}
-    docs = provenance.get(store, filter(None, officials.values()), ["cached_from"])
-    taken = {task: docs.get(record or "", {}).get("cached_from") for task, record in officials.items()}
+    found = tasks.get(store, ids, ["official"])
+    officials = {task: official_record(found[task]) or "" for task in ids if task in found}
+    docs = provenance.get(store, officials.values(), ["cached_from"])
+    taken = {task: docs.get(record, {}).get("cached_from") for task, record in officials.items()}
     return list(dict.fromkeys(record.rpartition(":")[0] if record else task for task, record in taken.items()))
 
 
