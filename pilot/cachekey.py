@@ -7,6 +7,7 @@ and may compute by. Unequal keys may be a missed match, never a false one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pilot.model import FunctionCode, Input, Link
@@ -27,8 +28,13 @@ class Keys(NamedTuple):
 
     key: str
     """Of all that has to be equal."""
-    like: str
-    """Of name and inputs only: what is found by this alone tells why there is nothing under `key`."""
+    loose: tuple[Any, ...]
+    """Name and inputs."""
+
+    @property
+    def like(self) -> str:
+        """Of name and inputs only: what is found by this alone tells why there is nothing under `key`."""
+        return _digest("like", *self.loose)
 
 
 def keys_of(
@@ -59,9 +65,10 @@ def keys_of(
     needs = counted(task["class"])
     place = environment if task["cache"] == "environment" else ""
     key = _digest("key", what, named, list(needs.values()), task.get("gather", False), place)
-    return Keys(key, _digest("like", name, named))
+    return Keys(key, (name, named))
 
 
+@lru_cache(1000)
 def counted(resources: str) -> dict[str, Any]:
     """Return those resources of a class that count, by name."""
     needs = Resources.from_key(resources)

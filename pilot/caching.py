@@ -123,9 +123,9 @@ class Lookup:
         if command is None:
             return ""
         name = "/bin/sh" if command["shell"] else command["argv"][0]
-        if command["cwd"] is None and os.path.normpath(name) in dict(command["files"]):
-            return ""  # it is an input
         if "/" in name:
+            if command["cwd"] is None and os.path.normpath(name) in dict(command["files"]):
+                return ""  # it is an input
             path = os.path.join(self._root, command["cwd"] or "", name)
         else:
             path = shutil.which(name, path=dict(command["env"]).get("PATH", os.environ.get("PATH"))) or name
@@ -137,12 +137,13 @@ class Lookup:
         """Return, by task, why nothing equal has run before."""
         if not unknown:
             return {}
-        likes = caching.likes(self._store, [keys[one.task["_id"]].like for one in unknown], LIKE_FIELDS)
+        like = {one.task["_id"]: keys[one.task["_id"]].like for one in unknown}
+        likes = caching.likes(self._store, like.values(), LIKE_FIELDS)
         hashes = {record["function"] for record in likes.values() if record.get("function")}
         codes = caching.codes(self._store, hashes, CODE_FIELDS) if hashes else {}
         reasons = {}
         for task, inputs, _, code in unknown:
-            earlier = likes.get(keys[task["_id"]].like)
+            earlier = likes.get(like[task["_id"]])
             if earlier is None:
                 had = "these inputs and caching on" if inputs else "caching on"
                 reasons[task["_id"]] = f"no earlier run of {task['name']} had {had}"
@@ -157,7 +158,7 @@ def _hit(original: Document) -> Document:
 
 
 def _miss(keys: Keys, why: str) -> Document:
-    return {"cache": {**keys._asdict(), "miss": why}}
+    return {"cache": {"key": keys.key, "like": keys.like, "miss": why}}
 
 
 class _Candidates:
