@@ -99,12 +99,14 @@ class Row:
 
 
 _PARSL, _HQ, _SPAWN = ("parsl_htex", "noop-default"), ("hyperqueue_local", "true"), ("spawn_loop", "true")
+_CACHED = ("cached", "cached")
 _NOOP, _TRUE = ("noop", "noop"), ("commands", "true")
 _MPI, _MIXED, _LOOP = ("mpi_functions", "mpi-noop"), ("mixed", "mixed"), ("mpiexec_loop", "mpi-noop")
 
 ROWS = (
     Row("no-op functions, submit to result in hand", _NOOP, "rate_per_s", RATE,
         (Bound(6_000), Bound(5, _PARSL)), (Bound(12_000), Bound(10, _PARSL))),
+    Row("the same functions cached, from equal ones of before", _CACHED, "rate_per_s", RATE, (Bound(6_000),)),
     Row("`/bin/true` commands", _TRUE, "rate_per_s", RATE, (Bound(1.2, _HQ),), (Bound(0.9, _SPAWN),)),
     Row("MPI functions on 2 ranks that do nothing", _MPI, "rate_per_s", RATE, (Bound(100, _LOOP),), (Bound(1_000),)),
     Row("submit to result, one task, pool idle", ("latency", "latency"), "median_ms", MS, (Bound(25),), (Bound(10),)),

@@ -72,6 +72,7 @@ class Measure:
 SLURM_JOBS = ("slurm-sbatch", "slurm-array", "slurm-steps", "slurm-steps-eight")
 MEASURES = (
     Measure("noop", "noop", ("--tasks", "1000"), 180, ("noop", "noop-default")),
+    Measure("cached", "cached", ("--tasks", "1000"), 180),
     Measure("commands", "true", ("--tasks", "100"), 180, ("true", "true-output")),
     Measure("mpi", "mpi-noop", ("--tasks", "50"), 180, ("mpi-noop", "mpi-noop-two"), script="mpi_functions"),
     Measure("mixed", "mixed", ("--tasks", "30", "--workers", "8"), 180, ("mixed",)),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pilot.client import Project
     from pilot.client import open_project as open
     from pilot.context import Context, current
-    from pilot.define import command, task
+    from pilot.define import cache, command, task
     from pilot.errors import PilotError, TaskFailed
     from pilot.file import File
     from pilot.future import Future
@@ -35,6 +35,7 @@ _WHERE = {
     "State": ("pilot.states", "State"),
     "TaskFailed": ("pilot.errors", "TaskFailed"),
     "as_completed": ("concurrent.futures", "as_completed"),
+    "cache": ("pilot.define", "cache"),
     "command": ("pilot.define", "command"),
     "current": ("pilot.context", "current"),
     "open": ("pilot.client", "open_project"),
@@ -45,7 +46,7 @@ _WHERE = {
 
 __all__ = [
     "Context", "File", "Future", "Outcome", "PilotError", "Project", "Resources", "State", "TaskFailed",
-    "as_completed", "command", "current", "open", "register", "task", "wait",
+    "as_completed", "cache", "command", "current", "open", "register", "task", "wait",
 ]  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from pilot.resources import Resources, TaskSpec
 from pilot.results import Watcher
 from pilot.source import own_text
 from pilot.states import GOOD, State
-from pilot.store import dependants, provenance, tasks
+from pilot.store import caching, dependants, provenance, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
@@ -327,7 +327,7 @@ class Project:
 
         Its dependants fail, reason `upstream`.
         """
-        ids = [t.id if isinstance(t, Future) else tasks.resolve(self.store, t)["_id"] for t in tasks_]
+        ids = self._ids_of(tasks_)
         tasks.cancel(self.store, ids, datetime.now(UTC))
         dependants.release(self.store, ids)
 
@@ -337,12 +337,30 @@ class Project:
         Raises:
             InvalidInput: one of them is neither failed nor cancelled.
         """
-        ids = [t.id if isinstance(t, Future) else tasks.resolve(self.store, t)["_id"] for t in tasks_]
+        ids = self._ids_of(tasks_)
         for task, doc in tasks.get(self.store, ids, ["state"]).items():
             if doc["state"] not in (State.FAILED, State.CANCELLED):
                 raise InvalidInput(f"cannot retry task {task!r}: it is {doc['state']}, not failed or cancelled")
         dependants.retry(self.store, ids)
         return [self.task(task) for task in ids]
+
+    def invalidate(self, *tasks_: str | Future, reason: str = "", undo: bool = False) -> list[str]:
+        """Let the results of these tasks not be taken for equal ones any more, or, with `undo`, again.
+
+        What has been taken already stays as it is.
+
+        Args:
+            tasks_: ids, which may be shortened, or futures.
+            reason: shown to whoever misses the result.
+            undo: take back what an earlier call has done.
+
+        Returns:
+            the tasks that made these results: instead of one that was cached itself, that whose result it took.
+        """
+        return caching.invalidate(self.store, self._ids_of(tasks_), None if undo else reason, datetime.now(UTC))
+
+    def _ids_of(self, tasks_: Iterable[str | Future]) -> list[str]:
+        return [t.id if isinstance(t, Future) else tasks.resolve(self.store, t)["_id"] for t in tasks_]
 
 
 _open_projects: list[Project] = []

@@ -105,6 +105,8 @@ class Committer:
         self.away_since: float | None = None
         """Monotonic time since which the store does not answer; None while it does."""
         self.counts = {"done": 0, "other": 0}
+        self.cache: dict[str, float] = {"hits": 0, "misses": 0, "saved_s": 0.0}
+        """Of attempts with caching on: how many took an earlier result and what that saved, how many found none."""
         self._threads = [
             threading.Thread(target=self._guard, args=(self._write_loop,), name="commit", daemon=True),
             threading.Thread(target=self._guard, args=(self._release_loop,), name="release", daemon=True),
@@ -183,8 +185,10 @@ class Committer:
         for task, held, result in batch:
             try:
                 sources = held.sources if held else {}
-                inputs, placement = (held.inputs, held.place) if held else ((), None)
-                doc = records.record(task, inputs, sources, result, self._place, self._put, placement)
+                inputs, placement, cache = (held.inputs, held.place, held.cache) if held else ((), None, None)
+                doc = records.record(task, inputs, sources, result, self._place, self._put, placement, cache)
+                if cache is not None:
+                    self._count(cache)
             except Exception as exc:  # noqa: BLE001  one poison result must not block those beside it
                 bare = result._replace(outputs=(), log=None)
                 why = f"its record cannot be made: {type(exc).__name__}: {exc}"
@@ -195,6 +199,11 @@ class Committer:
             outcome = result.outcome if stored is doc else Outcome.FAILED
             ends.append(End(task["_id"], result.attempt, token, outcome, task.get("client")))
         return _Batch(raws, ends, replace(self._chain))
+
+    def _count(self, cache: Document) -> None:
+        hit = "cached_from" in cache
+        self.cache["hits" if hit else "misses"] += 1
+        self.cache["saved_s"] += cache["cache"].get("saved_s", 0.0)
 
     def _minimal(self, doc: Document, why: str) -> Document:
         log.warning("record %s cannot be stored: %s", doc["_id"], why)

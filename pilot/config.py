@@ -23,6 +23,7 @@ from pathlib import Path
 
 from pilot.errors import ConfigError, InvalidInput, ProjectExists, ProjectNotFound
 from pilot.model import new_token
+from pilot.resources import parse_caching
 
 FOLDER = ".pilot"
 
@@ -37,6 +38,8 @@ class ProjectConfig:
         name: what people call it.
         embedded: whether the store is the embedded server.
         site: where its pilots run unless told otherwise: a shipped site, or the path of a site file.
+        cache: whether results of equal tasks are taken unless a task or its submitter says otherwise, and what has
+            to be equal for that; see `pilot.resources.CACHING`.
     """
 
     root: Path
@@ -44,6 +47,7 @@ class ProjectConfig:
     name: str
     embedded: bool
     site: str = "local"
+    cache: str = ""
 
     @property
     def folder(self) -> Path:
@@ -123,12 +127,18 @@ def load_project(root: Path) -> ProjectConfig:
     except (OSError, ValueError) as exc:
         raise ConfigError(f"cannot read the project's settings {str(path)!r}: {exc}") from exc
     expected = {"id": str, "name": str, "embedded": bool, "site": str}
-    if not isinstance(data, dict) or data.keys() != expected.keys():
-        raise ConfigError(f"{str(path)!r} should hold exactly the keys {sorted(expected)}; restore the file")
+    if not isinstance(data, dict) or data.keys() - {"cache"} != expected.keys():
+        raise ConfigError(
+            f'{str(path)!r} should hold exactly the keys {sorted(expected)}, and may hold "cache"; restore the file'
+        )
     for key, kind in expected.items():
         if not isinstance(data[key], kind):
             raise ConfigError(f"{str(path)!r}: {key!r} is {data[key]!r}, expected {kind.__name__}")
-    return ProjectConfig(root.resolve(), data["id"], data["name"], data["embedded"], data["site"])
+    try:
+        cache = parse_caching(data.get("cache", False))
+    except InvalidInput as exc:
+        raise ConfigError(f"{str(path)!r}: {exc}") from exc
+    return ProjectConfig(root.resolve(), data["id"], data["name"], data["embedded"], data["site"], cache)
 
 
 def create_project(root: Path, uri: str | None = None, site: str = "local") -> ProjectConfig:

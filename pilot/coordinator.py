@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pilot import lifecycle, placement, records, signing
+from pilot.caching import Lookup
 from pilot.commit import Committer, Ended
 from pilot.errors import StoreError, StoreUnavailable
 from pilot.executors.pool import ledger
@@ -48,6 +49,12 @@ def seen(slots: Slots) -> dict[int, Seen]:
     return {rank: Seen(hello.host, hello.node.cpus, hello.node.memory_bytes) for rank, hello in hellos.items()}
 
 
+def _counts(committer: Committer) -> dict[str, Any]:
+    """Return what a pool's document says of the attempts that it has ended."""
+    cache = {"cache": dict(committer.cache)} if any(committer.cache.values()) else {}
+    return {"done": committer.counts["done"], "not_done": committer.counts["other"], **cache}
+
+
 class Coordinator:
     """Runs one pool until it is drained.
 
@@ -70,7 +77,8 @@ class Coordinator:
         self._environment = environment
         self._flags = flags
         self._host = socket.gethostname()
-        self.preparer = Preparer(store, objects.get, signer)
+        cache = Lookup(store, objects, signer, environment, settings.root)
+        self.preparer = Preparer(store, objects.get, signer, cache)
         self._held: dict[Key, Held] = {}
         self._rate = 0.0
         self._mean_s: float | None = None
@@ -142,7 +150,8 @@ class Coordinator:
             raise StoreUnavailable(f"{committer.unwritten} results are not in the store: they are spooled as {token!r}")
         tasks.give_back(self._store, token, tasks.held(self._store, token).items())
         reason = f"to be started anew: {self.recycle}" if self.recycle else "drained"
-        pilots.close_pool(self._store, token, PoolState.ENDED, reason, {"chain": committer.tip()})
+        last = {**_counts(committer), "chain": committer.tip()}
+        pilots.close_pool(self._store, token, PoolState.ENDED, reason, last)
         if orphaned:
             pilots.end(self._store, self._settings.pilot, PilotState.LOST, "its agent died; its pool has drained")
 
@@ -215,7 +224,7 @@ class Coordinator:
         busy = sum(1 for rank in slots.slots if rank in taken or slots.in_hand(rank))
         return {
             "busy": busy, "in_hand": slots.load(), "waiting": leaser.waiting + self._wide.waiting,
-            "rate": round(self._rate, 1), "done": committer.counts["done"], "not_done": committer.counts["other"],
+            "rate": round(self._rate, 1), **_counts(committer),
             "unwritten": committer.unwritten, "chain": committer.tip(), "wish": self.wish.value,
             **self._wide.stats(time.time()),
         }  # fmt: skip
@@ -325,6 +334,8 @@ class Coordinator:
         while leaser.refused:
             task, error = leaser.refused.popleft()
             committer.put([Ended(task, None, records.refusal(task, error, 0, self._host, now))])
+        if leaser.cached:
+            self._take_cached(leaser, committer, now)
         for event in events:
             if isinstance(event, ledger.Finished):
                 self._ended(event.results, leaser, committer)
@@ -351,6 +362,13 @@ class Coordinator:
                 self._wide.lose(event.slot)
             if isinstance(event, ledger.Finished | ledger.Returned) and not slots.in_hand(event.slot):
                 self._wide.idle(event.slot)
+
+    def _take_cached(self, leaser: Leaser, committer: Committer, now: float) -> None:
+        """End what needs no slot."""
+        taken = [leaser.cached.popleft() for _ in range(len(leaser.cached))]
+        committer.put([Ended(held.task, held, records.cached_result(held.task, self._host, now)) for held in taken])
+        self._finished += len(taken)
+        self._wide.hungry = True  # there may be more of them among wide tasks, however little room there is
 
     def _ended(self, results: Sequence[Finished], leaser: Leaser, committer: Committer) -> None:
         ended = []

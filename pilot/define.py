@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -15,7 +17,7 @@ from pilot.file import File
 from pilot.future import Future
 from pilot.model import IN_PLACE, KEPT, Command
 from pilot.progress import bar
-from pilot.resources import Resources, TaskSpec
+from pilot.resources import Resources, TaskSpec, parse_caching
 from pilot.states import Kind
 
 P = ParamSpec("P")
@@ -35,12 +37,45 @@ class Options:
     fresh: bool = False
     gather: bool = False
     name: str | None = None
+    cache: str | None = None
+    """One of `pilot.resources.CACHING`, or ""; None: as `cache` or the project says."""
+
+
+_caching: ContextVar[str | None] = ContextVar("caching", default=None)
+
+
+@contextmanager
+def cache(enable: bool | str = True) -> Iterator[None]:
+    """Let what is submitted in this block take the results of equal tasks, where a task's own option says nothing.
+
+    Holds for this thread (or asynchronous task), and stands above the project's setting.
+
+    Args:
+        enable: True; False: run everything; "environment": only results that were made in the pool's own
+            environment, so that another version of a package counts as a change.
+
+    Raises:
+        InvalidInput: `enable` is none of these.
+    """
+    token = _caching.set(parse_caching(enable, "cache"))
+    try:
+        yield
+    finally:
+        _caching.reset(token)
+
+
+def _cache_of(options: Options, project: Project) -> str:
+    """Return what holds for a task that is submitted now: its own option, else the block's, else the project's."""
+    for said in (options.cache, _caching.get()):
+        if said is not None:
+            return said
+    return project.config.cache
 
 
 _RESOURCE_NAMES = frozenset(
     {"cores", "memory", "walltime", "ranks", "ranks_per_node", "gpus", "nodes", "near", "contiguous"}
 )
-_OPTION_NAMES = _RESOURCE_NAMES | {"retries", "priority", "tags", "fresh", "gather", "name"}
+_OPTION_NAMES = _RESOURCE_NAMES | {"retries", "priority", "tags", "fresh", "gather", "name", "cache"}
 
 
 def _options(program: bool = False, /, **given: Any) -> Options:
@@ -66,7 +101,9 @@ def _options(program: bool = False, /, **given: Any) -> Options:
         raise InvalidInput("gather=True keeps the result of every rank, and this task has none; add e.g. ranks=4")
     if fresh and resources.ranks is not None:
         raise InvalidInput("fresh=True asks for a new process, but MPI tasks run in ranks that are up; leave it out")
-    return Options(resources, retries, priority, tuple(tags), fresh, gather, given.get("name"))
+    wish = given.get("cache")
+    caching = None if wish is None else parse_caching(wish)
+    return Options(resources, retries, priority, tuple(tags), fresh, gather, given.get("name"), caching)
 
 
 class Task(Generic[P, R]):
@@ -97,6 +134,7 @@ class Task(Generic[P, R]):
             "ranks_per_node": needs.ranks_per_node, "gpus": needs.gpus, "nodes": needs.nodes,
             "near": needs.layout == "near", "contiguous": needs.layout == "contiguous", "retries": old.retries,
             "priority": old.priority, "tags": old.tags, "fresh": old.fresh, "gather": old.gather, "name": old.name,
+            "cache": False if old.cache == "" else old.cache,
         }  # fmt: skip
         return Task(self.function, _options(**{**given, **changes}))
 
@@ -139,6 +177,7 @@ class Task(Generic[P, R]):
         name = options.name or code.qualname
         folder = source.folder_of(self.function)
         function, encode, new_id = self.function, project.encode_input, project.new_id
+        caching = _cache_of(options, project)
         mpi = options.resources.ranks is not None and calls.takes(function, COMM)
         bind = _bind_without_comm if mpi else calls.bind
 
@@ -146,7 +185,7 @@ class Task(Generic[P, R]):
             inputs = tuple(encode(key, value, name) for key, value in bind(function, args, kwargs))
             return TaskSpec(
                 new_id(), Kind.FUNCTION, name, inputs, code.hash, None, options.resources, options.priority,
-                options.retries, options.fresh, options.tags, folder, options.gather,
+                options.retries, options.fresh, options.tags, folder, options.gather, cache=caching,
             )  # fmt: skip
 
         return make
@@ -192,7 +231,8 @@ def task(function: Callable[..., Any] | None = None, /, **options: Any) -> Any:
             ``ranks``, ``ranks_per_node``; ``gpus`` of each rank, fractions allowed; ``nodes``: so many whole
             ones; ``near``: on one node; ``contiguous``: on neighbouring nodes; ``gather``: the result is the
             list of what all ranks return; ``retries`` of failed attempts; ``priority`` (larger is sooner);
-            ``tags``; ``fresh``: run in a new process; ``name`` to be shown.
+            ``tags``; ``fresh``: run in a new process; ``name`` to be shown; ``cache``: take the result of an equal
+            task if there is one, see `cache`.
 
     Raises:
         InvalidInput: an option is unknown or has a bad value.
@@ -232,7 +272,7 @@ class CommandTask:
         inputs = tuple(project.encode_input(key, value, name) for key, value in self.inputs.items())
         return TaskSpec(
             project.new_id(), Kind.COMMAND, name, inputs, None, self.command, options.resources, options.priority,
-            options.retries, options.fresh, options.tags,
+            options.retries, options.fresh, options.tags, cache=_cache_of(options, project),
         )  # fmt: skip
 
 

@@ -59,6 +59,14 @@ class Attempt:
     ago_s: float | None
     host: str = ""
     error: str = ""
+    taken: str = ""
+    """The record whose outputs were taken, of a `cached` one."""
+    taken_ago_s: float | None = None
+    """Since that one ended."""
+    saved_s: float = 0.0
+    """How long that one took."""
+    miss: str = ""
+    """Why no earlier result was taken, although caching was on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,9 @@ def reasons(facts: Facts) -> list[str]:
         lines = [f"it was cancelled {_ago(facts.age_s)}; `pilot retry {facts.task['_id']}` runs it after all"]
     else:
         lines = [f"it is done since {_span(facts.age_s)}; `pilot show {facts.task['_id']}` shows its result"]
+    if "invalid" in facts.task:
+        said = facts.task["invalid"].get("reason")
+        lines.append(f"its result is not taken for equal tasks: it was invalidated{f': {said}' if said else ''}")
     return lines + _history(facts)
 
 
@@ -233,7 +244,17 @@ def _history(facts: Facts) -> list[str]:
         when = "" if attempt.ago_s is None else f" {_ago(attempt.ago_s)}"
         error = f": {attempt.error}" if attempt.error else ""
         lines.append(f"attempt {attempt.number} {attempt.outcome}{place}{when}{error}")
+        if attempt.taken:
+            since = "" if attempt.taken_ago_s is None else f", which ended {_ago(attempt.taken_ago_s)}"
+            lines.append(f"it did not run: it took the result of {attempt.taken}{since}; that saved {saved(attempt)}")
+        if attempt.miss:
+            lines.append(f"it had to run although caching was on: {attempt.miss}")
     return lines
+
+
+def saved(attempt: Attempt) -> str:
+    """Say how long the attempt took whose result another one has taken."""
+    return _span(attempt.saved_s) if attempt.saved_s >= 1 else f"{attempt.saved_s * 1000:.1f} ms"
 
 
 # -- which pilot can run what ---------------------------------------------------------------------

@@ -32,8 +32,8 @@ class _Known(NamedTuple):
     """A function described before, and what has to be unchanged for that to hold."""
 
     code: FunctionCode
-    text: tuple[CodeType | None, str]
-    """Code object and digest of the module's file, for which the source text was read."""
+    text: tuple[CodeType | None, str, list[str]]
+    """Code object, and digests of the files of its module and its classes, for which the source text was read."""
     state: Any
     """Fingerprint of a function by value; None if only pickling it again tells."""
 
@@ -62,7 +62,8 @@ def describe(function: Callable[..., Any]) -> FunctionCode:
     module_file = file_of_module(module)
     module_hash = file_digest(module_file) if module_file else ""
     known = _recall(function)
-    text = (getattr(function, "__code__", None), module_hash)
+    kin = _kin(function, module_file)
+    text = (getattr(function, "__code__", None), module_hash, kin)
     state = (path,) if path is not None else _fingerprint(function, [])
     if known is not None and known.text == text and state is not None and known.state == state:
         return known.code
@@ -74,7 +75,7 @@ def describe(function: Callable[..., Any]) -> FunctionCode:
     pickle = None if path is not None else _by_value(function, module, qualname)
     source_hash = digest(source.encode("utf-8", "surrogatepass")) if source else ""
     name = path or qualname
-    identity = [module, name, source_hash, module_hash, *((pickle.hash, PYTHON) if pickle else ("", ""))]
+    identity = [module, name, source_hash, module_hash, *((pickle.hash, PYTHON) if pickle else ("", "")), *kin]
     code = FunctionCode(
         hash=digest(dump(identity).encode("utf-8", "surrogatepass")),
         module=module,
@@ -88,6 +89,19 @@ def describe(function: Callable[..., Any]) -> FunctionCode:
     )
     _remember(function, _Known(code, text, state))
     return code
+
+
+def _kin(function: Any, module_file: str | None) -> list[str]:
+    """Return digests of the files, other than its module's, in which the classes of a method or callable object are.
+
+    A plugin's class decides what the method does that it inherits. What is installed is left out.
+    """
+    if type(function) is FunctionType:
+        return []
+    owner = getattr(function, "__self__", None) if type(function) is MethodType else function
+    classes = (owner if isinstance(owner, type) else type(owner)).__mro__
+    files = {path for cls in classes if (path := file_of_module(cls.__module__)) and path != module_file}
+    return sorted(file_digest(path) for path in files if not in_environment(path))
 
 
 def _git_around(module: str, module_file: str | None) -> dict[str, Any] | None:

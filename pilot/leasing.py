@@ -87,6 +87,8 @@ class Leaser:
         self.wide: deque[Held] = deque()
         """Leased wide tasks, for the main loop to take over."""
         self.refused: deque[Refused] = deque()
+        self.cached: deque[Held] = deque()
+        """Leased attempts that need no slot, for the main loop to end."""
         self.cancelled: deque[Key] = deque()
         self.held: set[Key] = set()
         """Attempts this process answers for, from their lease until their end is in the store or they are returned."""
@@ -101,6 +103,8 @@ class Leaser:
         self._bucket = bucket_of(token)
         self._wanted = 0
         self._wide_wanted = False
+        self._least = 0
+        """Lease so many narrow ones at least: those before needed no slot."""
         self._dry = False
         self._hinted = False
         self._changed = threading.Condition()
@@ -198,7 +202,7 @@ class Leaser:
                     listed = time.monotonic()
                 wide = [name for name in classes if self._is_wide(name)]
                 narrow = [name for name in classes if name not in wide]
-                got = self._lease(narrow, wanted) if narrow and wanted else 0
+                got = self._lease(narrow, max(wanted, self._least)) if narrow and wanted else 0
                 for name in wide if wide_wanted else ():
                     if room := self._room(name):
                         self._lease([name], room)
@@ -256,8 +260,13 @@ class Leaser:
             return 0
         self._bucket = docs[-1]["bucket"]
         held, refused = self._prepare(docs)
-        (self.wide if self._is_wide(classes[0]) else self.ready).extend(held)
+        cached = [one for one in held if one.cached]
+        wide = self._is_wide(classes[0])
+        (self.wide if wide else self.ready).extend([one for one in held if not one.cached] if cached else held)
+        self.cached.extend(cached)
         self.refused.extend(refused)
+        if not wide:
+            self._least = lifecycle.lease_on(len(docs), len(cached))
         self._wake_main()
         return len(docs)
 

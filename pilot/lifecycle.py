@@ -203,6 +203,14 @@ def lease_more(target: int, there: int) -> int:
     return missing if missing >= max(1, target // 4) else 0
 
 
+def lease_on(leased: int, cached: int) -> int:
+    """Return how many to lease next at least, by how many of the last ones were `cached`: those need no slot.
+
+    While nearly all are, twice as many as before, so that leases become large; else 0: as many as slots can use.
+    """
+    return min(AHEAD_MAX, 2 * leased) if cached > 0.9 * leased else 0
+
+
 def lease_less(target: int, there: int) -> int:
     """Return how many to give back, which the pool has leased and will not begin soon: others may be idle."""
     spare = there - target

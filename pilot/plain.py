@@ -250,3 +250,27 @@ _READERS: dict[str, Callable[..., Any]] = {
     "ref": lambda resolve, task, output: resolve(task, output),
     "file": _read_file,
 }
+
+
+# -- what a tree refers to ------------------------------------------------------------------------
+
+
+def with_references(tree: Any, replace: Resolve) -> Any:
+    """Return a tree with the form ``["ref", replace(task, output)]`` where references stand."""
+    kind = type(tree)
+    if kind is list:
+        return [x if type(x) in ATOMS else with_references(x, replace) for x in tree]
+    if kind is not dict:
+        return tree
+    if FORM not in tree:
+        return _members_with(tree, replace)
+    name, *rest = tree[FORM]
+    if name == "ref":
+        return {FORM: [name, replace(*rest)]}
+    if name == "dict":  # its object looks like a form itself
+        return {FORM: [name, _members_with(rest[0], replace)]}
+    return {FORM: [name, *rest[:-1], with_references(rest[-1], replace)]}
+
+
+def _members_with(tree: dict[str, Any], replace: Resolve) -> dict[str, Any]:
+    return {k: v if type(v) in ATOMS else with_references(v, replace) for k, v in tree.items()}

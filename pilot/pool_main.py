@@ -123,7 +123,7 @@ def _coordinator(config: dict[str, Any]) -> int:
     told = config["settings"]
     project = load_project(Path(told["root"]))
     settings = PoolSettings(
-        pilot=told["pilot"], launch=config["launch"], site=told["site"], job=config["job"],
+        root=project.root, pilot=told["pilot"], launch=config["launch"], site=told["site"], job=config["job"],
         control=Path(config["control"]), spool=project.spool_folder, slot_cores=told["slot_cores"],
         end_at=told["end_at"], beat_s=told["beat_s"], ttl_s=told["ttl_s"], drain_s=told["drain_s"],
         stop_s=told["stop_s"], gpus=tuple(told["gpus"]), cpu_order=tuple(told["cpu_order"]),

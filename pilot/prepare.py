@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pilot import records, signing
+from pilot.caching import Asked, Lookup
 from pilot.errors import DecodingError, ObjectMissing, PilotError, PythonMismatch, SignatureError
 from pilot.executors.run.handle import Item
 from pilot.executors.run.wire import pack_work
@@ -44,6 +45,13 @@ class Held(NamedTuple):
     """It is started by an MPI launcher: an MPI program, or an MPI function that runs alone."""
     place: Placement | None = None
     """Of a wide task that was dispatched."""
+    cache: Document | None = None
+    """Of a task with caching on: what its record says of that."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether it need not run, since an equal task's outputs are taken; there is nothing to send then."""
+        return self.cache is not None and "cached_from" in self.cache
 
 
 class Refused(NamedTuple):
@@ -53,6 +61,15 @@ class Refused(NamedTuple):
     error: PilotError
 
 
+class _Linked(NamedTuple):
+    """A verified task with the values that it links to."""
+
+    task: Document
+    inputs: tuple[Input, ...]
+    sources: dict[tuple[str, str | None], list[records.Source]]
+    values: dict[tuple[str, str | None], Blob]
+
+
 class Preparer:
     """Prepares tasks of one project; keeps the functions it has verified.
 
@@ -60,17 +77,19 @@ class Preparer:
         store: the database.
         get: reads an object of the repository.
         signer: the project's.
+        cache: looks for the results of equal tasks.
     """
 
-    def __init__(self, store: Store, get: records.Get, signer: signing.Signer) -> None:
+    def __init__(self, store: Store, get: records.Get, signer: signing.Signer, cache: Lookup) -> None:
         self._store = store
         self._get = get
         self._signer = signer
+        self._cache = cache
         self.functions: dict[str, FunctionCode] = {}
         self._bad_functions: dict[str, PilotError] = {}
 
     def prepare(self, docs: Sequence[Document]) -> tuple[list[Held], list[Refused]]:
-        """Verify and complete leased tasks; at most four queries however many they are.
+        """Verify and complete leased tasks; at most four queries however many they are, and six for their cache.
 
         Raises:
             StoreUnavailable: nothing was prepared; the leases stand.
@@ -85,14 +104,24 @@ class Preparer:
         self._load_functions({doc["function"] for doc, _ in good if doc["function"]})
         parents = {link.task for _, inputs in good for item in inputs for link in item.links}
         officials = self._officials(parents) if parents else {}
-        held = []
+        linked = []
         for doc, inputs in good:
             try:
-                held.append(self._complete(doc, inputs, officials))
+                linked.append(self._linked(doc, inputs, officials))
             except PilotError as exc:
                 refused.append(Refused(doc, exc))
             except _MALFORMED as exc:
-                refused.append(Refused(doc, SignatureError(f"the document of task {doc['_id']!r} is spoilt: {exc!r}")))
+                refused.append(_spoilt(doc, exc))
+        asked = [one for one in linked if "cache" in one.task]
+        cached = self._cache.look([self._asked(one) for one in asked]) if asked else {}
+        held = []
+        for one in linked:
+            try:
+                held.append(_complete(one, cached.get(one.task["_id"])))
+            except PilotError as exc:
+                refused.append(Refused(one.task, exc))
+            except _MALFORMED as exc:
+                refused.append(_spoilt(one.task, exc))
         return held, refused
 
     def _verified(self, doc: Document) -> tuple[Input, ...]:
@@ -138,7 +167,7 @@ class Preparer:
         there = provenance.get(self._store, official, records.VERIFIED_FIELDS)
         return {name.rpartition(":")[0]: record for name, record in there.items()}
 
-    def _complete(self, doc: Document, inputs: tuple[Input, ...], officials: Mapping[str, Document]) -> Held:
+    def _linked(self, doc: Document, inputs: tuple[Input, ...], officials: Mapping[str, Document]) -> _Linked:
         function = doc["function"]
         if function and function not in self.functions:
             raise self._bad_functions[function]
@@ -148,18 +177,10 @@ class Preparer:
             for link in used.links:
                 if (link.task, link.output) not in sources:
                     self._resolve(link.task, link.output, officials.get(link.task), linked, sources)
-        resources = _resources(doc["class"])
-        command = Command.from_document(doc["command"]) if doc["command"] else None
-        mpi = resources.ranks is not None
-        program = mpi and (resources.program or command is not None or "suspect" in doc)  # it may have ended a pool
-        work = Work(
-            doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
-            tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
-            doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, program and command is None,
-        )  # fmt: skip
-        fresh = doc.get("fresh", False)
-        item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))
-        return Held(doc, item, inputs, sources, program)
+        return _Linked(doc, inputs, sources, linked)
+
+    def _asked(self, one: _Linked) -> Asked:
+        return Asked(one.task, one.inputs, one.sources, self.functions.get(one.task["function"]))
 
     def _resolve(
         self,
@@ -186,6 +207,29 @@ class Preparer:
         else:
             raise DecodingError(f"its parent {task!r} has no output {output!r}, only {sorted(outputs)}")
         sources[task, output] = [records.Source(record["_id"], e["name"], e["hash"], e["size"]) for e in used]
+
+
+def _complete(one: _Linked, cache: Document | None) -> Held:
+    """Return what a slot gets of a task; of one that need not run nothing but its name."""
+    doc, inputs, sources, linked = one
+    function, resources, fresh = doc["function"], _resources(doc["class"]), doc.get("fresh", False)
+    if cache is not None and "cached_from" in cache:
+        item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, b"")
+        return Held(doc, item, inputs, sources, cache=cache)
+    command = Command.from_document(doc["command"]) if doc["command"] else None
+    mpi = resources.ranks is not None
+    program = mpi and (resources.program or command is not None or "suspect" in doc)  # it may have ended a pool
+    work = Work(
+        doc["_id"], doc["attempt"], Kind(doc["kind"]), doc["name"], function, command,
+        tuple([(used.name, used.blob) for used in inputs]), linked, resources.memory_bytes, resources.cores,
+        doc.get("folder", ""), resources.ranks, doc.get("gather", False), None, program and command is None,
+    )  # fmt: skip
+    item = Item(doc["_id"], doc["attempt"], function, resources.walltime_s, fresh, pack_work(work))
+    return Held(doc, item, inputs, sources, program, cache=cache)
+
+
+def _spoilt(doc: Document, exc: Exception) -> Refused:
+    return Refused(doc, SignatureError(f"the document of task {doc['_id']!r} is spoilt: {exc!r}"))
 
 
 def code_from(doc: Document) -> FunctionCode:

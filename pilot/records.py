@@ -70,7 +70,8 @@ class Named(NamedTuple):
 
     hash: str
     kind: str
-    """``value``, ``list`` (of inputs, outputs or ranks), ``file``, ``tree`` (its files are named too), ``function``, ``module text``."""
+    """``value``, ``list`` (of inputs, outputs or ranks), ``file``, ``tree`` (its files are named too), ``function``,
+    ``module text``."""
     place: bool = False
     """It lies in place: the object repository knows where, and does not have it."""
 
@@ -318,6 +319,7 @@ def record(
     place: Place,
     put: Put,
     placement: Placement | None = None,
+    cache: Mapping[str, Any] | None = None,
 ) -> Document:
     """Return the record of one attempt, not yet sealed.
 
@@ -329,6 +331,7 @@ def record(
         place: pool and pilot.
         put: writes objects that do not fit the document.
         placement: of a wide task.
+        cache: fields of a task with caching on; of one that takes the outputs of another they are among them.
     """
     doc = _head(task, result.attempt, result.outcome, place)
     doc["inputs"] = _fit(_inputs(inputs, sources), put)
@@ -348,6 +351,8 @@ def record(
     if placement is not None:
         ranks = [_rank_fields(rank) for rank in placement.ranks]
         doc["placement"] = pack(ranks, put, _ENTRY_BYTES * len(ranks))
+    if cache is not None:
+        doc |= cache
     return doc
 
 
@@ -458,7 +463,8 @@ def verify(doc: Mapping[str, Any], signer: signing.Signer) -> None:
 
 
 VERIFIED_FIELDS = (
-    "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", *SEAL,
+    "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", "cache.key", "cached_from",
+    "command.digest", *SEAL,
 )  # fmt: skip
 """What must be read of a record to verify it."""
 
@@ -468,6 +474,12 @@ def refusal(task: Mapping[str, Any], error: PilotError, rank: int, host: str, no
     failure = Failure(type(error).__name__, str(error), "", rank, host)
     usage = Usage(0.0, 0.0, 0)
     return Result(task["_id"], task["attempt"], Outcome.FAILED, (), failure, None, now, now, usage, rank, host)
+
+
+def cached_result(task: Mapping[str, Any], host: str, now: float) -> Result:
+    """Return the result of an attempt that takes the outputs of an equal task; its record gets them from there."""
+    usage = Usage(0.0, 0.0, 0)
+    return Result(task["_id"], task["attempt"], Outcome.CACHED, (), None, None, now, now, usage, 0, host)
 
 
 def lost_result(task: Mapping[str, Any], reason: str, host: str, now: float) -> Result:

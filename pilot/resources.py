@@ -61,6 +61,27 @@ def parse_size(value: str | int, name: str = "memory") -> int:
     return size
 
 
+# -- whether an earlier result will do -----------------------------------------------------------
+
+CACHING = ("inputs", "environment")
+"""What has to be equal for an earlier result to be taken: code and inputs, or the environment as well."""
+
+
+def parse_caching(value: object, name: str = "cache") -> str:
+    """Return one of `CACHING` for ``True`` or ``"environment"``, and ``""`` for ``False``.
+
+    Raises:
+        InvalidInput: it is none of these.
+    """
+    if value is True:
+        return "inputs"
+    if value is False:
+        return ""
+    if isinstance(value, str) and value in CACHING:
+        return value
+    raise InvalidInput(f'{name} {value!r} is none of True, False and "environment"')
+
+
 # -- what a task needs ----------------------------------------------------------------------------
 
 _CLASS = re.compile(
@@ -256,6 +277,8 @@ class TaskSpec(NamedTuple):
     """Of an MPI function: keep the result of every rank, not only of rank 0."""
     waits: str = "done"
     """``"done"``: parents must succeed, their values are used; ``"end"``: any end of theirs will do."""
+    cache: str = ""
+    """One of `CACHING`: take the result of an equal task, if there is one. Empty: run it."""
 
     @property
     def parents(self) -> list[str]:

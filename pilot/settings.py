@@ -120,6 +120,8 @@ class Wish(StrEnum):
 class PoolSettings:
     """What a coordinator is told by its agent."""
 
+    root: Path
+    """The project's directory."""
     pilot: str
     launch: str
     """Number of this start of the pool; stands in the environment of every process of it."""

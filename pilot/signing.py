@@ -156,14 +156,17 @@ def task_fields(task: TaskSpec | Mapping[str, Any], inputs: Sequence[Input] | No
     if isinstance(task, Mapping):
         head = [task["_id"], task["kind"], task["function"], task["command"]]
         tail = [task["class"], task.get("fresh", False), task["waits"], task.get("folder", "")]
-        gather = task.get("gather", False)
+        gather, cache = task.get("gather", False), task.get("cache")
     else:
         command = None if task.command is None else task.command.document()
         head = [task.id, task.kind, task.function, command]
         tail = [task.resources.key, task.fresh, task.waits, task.folder]
-        gather = task.gather
+        gather, cache = task.gather, task.cache
         inputs = task.inputs if inputs is None else inputs
-    return [*head, [(name, blob.hash, links) for name, blob, links in inputs or ()], *tail, gather]
+    fields = [*head, [(name, blob.hash, links) for name, blob, links in inputs or ()], *tail, gather]
+    if cache:
+        fields.append(["cache", cache])
+    return fields
 
 
 def function_fields(code: FunctionCode) -> list[Any]:
@@ -184,12 +187,14 @@ def record_fields(record: Mapping[str, Any], digest: Any, chain: Any) -> list[An
 
     The task's own signature is among them: it binds the record to what the task was when it ran. So are the digest
     of the whole record and its place in its token's chain; the other fields are named for those who read only some.
+    Of a task with caching on these include what others find it by, and whose outputs it took: else two results could
+    be swapped by that.
 
     Raises:
         SignatureError: something signed is missing from the document, or has another form.
     """
     try:
-        return [
+        fields = [
             record["task"],
             record["attempt"],
             record["token"],
@@ -202,6 +207,10 @@ def record_fields(record: Mapping[str, Any], digest: Any, chain: Any) -> list[An
             chain["seq"],
             chain["prev"],
         ]
+        if "cache" in record or "cached_from" in record:
+            program = record.get("command", {}).get("digest")
+            fields.append([record.get("cache", {}).get("key"), record.get("cached_from"), program])
+        return fields
     except (KeyError, TypeError, AttributeError) as exc:
         raise SignatureError(f"cannot verify a record: it is not one: {type(exc).__name__}: {exc}") from exc
 

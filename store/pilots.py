@@ -190,7 +190,10 @@ def beat_pool(store: Store, token: str, fields: Document) -> None:
 
 @translating("close a pool")
 def close_pool(store: Store, token: str, state: PoolState, reason: str, fields: Document | None = None) -> None:
-    """End a pool's token. `PoolState.DEAD` fences it: its heartbeat finds nothing and its leases are reapable."""
+    """End a pool's token. `PoolState.DEAD` fences it: its heartbeat finds nothing and its leases are reapable.
+
+    `fields` are its last report.
+    """
     store.pools.update_one(
         {"_id": token, "state": PoolState.LIVE.value},
         {"$set": {**(fields or {}), "state": state.value, "reason": reason, "ended": datetime.now(UTC)}},

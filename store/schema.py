@@ -67,6 +67,16 @@ RECORD_INDEXES: dict[str, IndexModel] = {
         IndexModel(
             [("inputs.object", ASCENDING)], name="joins", partialFilterExpression={"inputs.object": {"$type": "string"}}
         ),
+        IndexModel(
+            [(key, ASCENDING) for key in ("cache.key", "outcome", "time.finished", "_id")],
+            name="cache",
+            partialFilterExpression={"cache.key": {"$exists": True}},
+        ),
+        IndexModel(
+            [(key, ASCENDING) for key in ("cache.like", "time.finished", "_id")],
+            name="like",
+            partialFilterExpression={"cache.like": {"$exists": True}},
+        ),
     )
 }
 """By name. Every record that is written pays for each, so that each is made when it is needed first; see `ensure`."""

@@ -105,6 +105,8 @@ def document(spec: TaskSpec, inputs: object, *, client: str, seq: int, now: date
         doc["fresh"] = True
     if spec.gather:
         doc["gather"] = True
+    if spec.cache:
+        doc["cache"] = spec.cache
     if pending:
         doc["pending"] = pending
         doc["unchecked"] = True

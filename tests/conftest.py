@@ -14,6 +14,7 @@ import pytest
 
 import pilot
 from pilot.errors import ServerNotFound
+from pilot.model import new_token
 from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
@@ -208,6 +209,12 @@ def project(rig: Rig) -> Iterator[pilot.Project]:
     """Open the shared project."""
     with rig.open() as opened:
         yield opened
+
+
+@pytest.fixture
+def unique() -> str:
+    """Return an input that no other test of this project has."""
+    return new_token()
 
 
 @pytest.fixture

@@ -234,7 +234,7 @@ def test_every_state_and_outcome_is_explained(page: str, words: set[str]) -> Non
 
 # -- fields of documents ----------------------------------------------------------------------------
 
-PARTS = {"time", "usage", "exception", "output_log", "chain", "command", "source", "inputs", "outputs"}
+PARTS = {"time", "usage", "exception", "output_log", "chain", "command", "source", "inputs", "outputs", "cache"}
 """Sub-documents of a record whose fields are explained one by one."""
 
 
@@ -275,6 +275,10 @@ def documents(project: rig.Rig) -> dict[str, list[dict[str, Any]]]:
         total = first.submit([first.submit([1]), 2])
         assert total.result(timeout=60) == 3
         parts.result(timeout=60)
+        equal = pilot.task(cache=True)(good)
+        for _ in range(2):
+            assert equal.submit([4]).result(timeout=60) == 4
+        opened.invalidate(first.submit([5]))
         with pytest.raises(pilot.TaskFailed):
             pilot.task(bad).submit(first.submit([1])).result(timeout=60)
         with pytest.warns(NotOffered):

@@ -60,7 +60,7 @@ def test_the_command_line_starts_light() -> None:
 def test_the_public_names_are_exactly_these() -> None:
     assert sorted(pilot.__all__) == [
         "Context", "File", "Future", "Outcome", "PilotError", "Project", "Resources", "State", "TaskFailed",
-        "as_completed", "command", "current", "open", "register", "task", "wait",
+        "as_completed", "cache", "command", "current", "open", "register", "task", "wait",
     ]  # fmt: skip
     assert all(getattr(pilot, name) is not None for name in pilot.__all__)
 

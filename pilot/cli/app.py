@@ -54,6 +54,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "wait": Entry("control", "wait", "Wait until tasks have ended."),
         "cancel": Entry("control", "cancel", "Cancel what has not begun, stop what runs."),
         "retry": Entry("control", "retry", "Run failed or cancelled tasks again."),
+        "invalidate": Entry("control", "invalidate", "Let results not be taken for equal tasks."),
     },
     "Provenance": {
         "verify": Entry("verify", "verify", "Check that a result and what went into it are as written."),

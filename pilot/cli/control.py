@@ -1,4 +1,4 @@
-"""`pilot wait`, `pilot cancel` and `pilot retry`."""
+"""`pilot wait`, `pilot cancel`, `pilot retry` and `pilot invalidate`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pilot.cli.completion import tasks as complete_tasks
 from pilot.errors import InvalidInput
 from pilot.progress import bar
 from pilot.states import ENDED, State
-from pilot.store import dependants
+from pilot.store import caching, dependants
 from pilot.store import tasks as store_tasks
 from pilot.store.mongo import Store
 
@@ -191,3 +191,27 @@ def retry(ctx: click.Context, names: tuple[str, ...], state: str | None, tag: st
     click.echo(f"{text.count(count, 'task')} to be run again")
     for cause in causes:
         tell(cause)
+
+
+# -- invalidate -----------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@click.argument("names", nargs=-1, required=True, metavar="ID...", shell_complete=complete_tasks)
+@click.option("--reason", default="", metavar="TEXT", help="Shown to whoever misses the result.")
+@click.option("--undo", is_flag=True, help="Let the results be taken again.")
+@json_option
+def invalidate(names: tuple[str, ...], reason: str, undo: bool, as_json: bool) -> None:
+    """Let results of tasks not be taken for equal tasks any more: those run, and say why.
+
+    What was taken before stays as it is. Of a task that was cached itself, the result that it took is meant.
+    """
+    with opened() as project:
+        ids = [store_tasks.resolve(project.store, name)["_id"] for name in names]
+        made = caching.invalidate(project.store, ids, None if undo else reason, now())
+    if as_json:
+        emit({"invalid": not undo, "tasks": made})
+        return
+    shown = f"{', '.join(made[:3])}{' …' if len(made) > 3 else ''}"
+    again = "can be taken again" if undo else "will not be taken again"
+    click.echo(f"{text.count(len(made), 'result')} {again}: of {shown}")

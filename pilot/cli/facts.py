@@ -23,7 +23,7 @@ DEPTH = 200
 
 _FIELDS = (
     "name", "state", "kind", "reason", "message", "class", "priority", "lease", "leased", "attempt", "tried", "lost",
-    "retries", "pending", "submitted", "ended", "cancel",
+    "retries", "pending", "submitted", "ended", "cancel", "invalid",
 )  # fmt: skip
 
 
@@ -134,11 +134,21 @@ def _end_of_chain(store: Store, doc: Document) -> str | None:
 
 def _attempts(store: Store, doc: Document, now: datetime) -> list[Attempt]:
     wanted = [record_id(doc["_id"], number + 1) for number in range(doc.get("attempt", 0))]
-    fields = ["attempt", "outcome", "host", "exception", "exit_code", "time"]
+    fields = ["attempt", "outcome", "host", "exception", "exit_code", "time", "cached_from", "cache"]
     found = []
-    for record in provenance.get(store, wanted, fields).values():
+    records = provenance.get(store, wanted, fields)
+    taken = provenance.get(store, filter(None, (r.get("cached_from") for r in records.values())), ["time.finished"])
+    for record in records.values():
         finished = record.get("time", {}).get("finished")
         ago_s = None if finished is None else max(0.0, (now - finished).total_seconds())
         host = record.get("host") or (record.get("exception") or {}).get("host", "")
-        found.append(Attempt(record["attempt"], record["outcome"], ago_s, host, text.line(queries.cause(record), 200)))
+        source, cache = record.get("cached_from", ""), record.get("cache", {})
+        ended = taken.get(source, {}).get("time", {}).get("finished")
+        found.append(
+            Attempt(
+                record["attempt"], record["outcome"], ago_s, host, text.line(queries.cause(record), 200), source,
+                None if ended is None else max(0.0, (now - ended).total_seconds()), cache.get("saved_s", 0.0),
+                text.line(cache.get("miss", ""), 300),
+            )
+        )  # fmt: skip
     return sorted(found, key=lambda attempt: attempt.number)

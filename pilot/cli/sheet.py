@@ -59,6 +59,9 @@ def print_all(found: Found, everything: bool) -> None:
     if task.get("command"):
         rows.add("command", escaped(_command(task["command"])))
     rows.add("needs", _needs(task))
+    if task.get("invalid"):
+        said = task["invalid"].get("reason")
+        rows.add("invalid", f"[yellow]its result is not taken for equal tasks[/]{escaped(f': {said}' if said else '')}")
     if task.get("tags"):
         rows.add("tags", escaped(" ".join(task["tags"])))
     rows.add("submitted", f"{text.age(task['submitted'], moment)} ago, {text.iso(task['submitted'])}")
@@ -116,6 +119,11 @@ def _print_record(out: Any, found: Found, record: Document, official: bool, ever
     rows.add("record", f"{record['_id']}, {_signature(found.trusted[record['_id']])}")
     rows.add("where", escaped(_place(record)))
     rows.add("time", _times(record))
+    if record.get("cached_from"):
+        saved = text.span(record["cache"]["saved_s"])
+        rows.add("cache", f"took the result of [cyan]{record['cached_from']}[/], which ran {saved}")
+    elif record.get("cache"):
+        rows.add("cache", escaped(f"not used: {record['cache']['miss']}"))
     environment = found.environments.get(record.get("environment", ""))
     if environment is not None:
         rows.add("software", escaped(_software(environment)))

@@ -14,7 +14,7 @@ from pilot.cli import store as store_cli
 from pilot.cli.common import Command, Opened, Rows, console, emit, escaped, json_option, now, opened, points
 from pilot.cli.pilots import paused, print_pilots
 from pilot.states import State
-from pilot.store import spool, tasks
+from pilot.store import caching, spool, tasks
 
 _PROBLEMS = 5
 _BAR = 48
@@ -37,6 +37,7 @@ class _Overview:
     spool: dict[str, int]
     held_up: list[str]
     paused: list[str]
+    cache: caching.Tally
 
     @property
     def live(self) -> list[fleet.View]:
@@ -69,7 +70,7 @@ def _look(project: Opened) -> _Overview:
         project, moment, store_cli.describe(project.config), counts, fleet.look(store, moment, limit=50), problems,
         queries.errors(store, problems), queries.failed_upstream(store) if problems else 0,
         spool.waiting(project.config.spool_folder), explain.held_up(tasks.ready_counts(store), facts.up(store, moment)),
-        paused(store),
+        paused(store), caching.tally(store),
     )  # fmt: skip
 
 
@@ -80,6 +81,7 @@ def _document(found: _Overview) -> dict[str, Any]:
         "store": found.store,
         "tasks": {state.value: found.counts[state] for state in State},
         "rate_per_s": found.rate,
+        "cache": found.cache._asdict(),
         "pilots": [view.document() for view in found.live],
         "problems": [
             {"task": doc["_id"], "name": doc["name"], "error": found.errors.get(doc["_id"]), "ended": doc.get("ended")}
@@ -104,6 +106,8 @@ def _print(found: _Overview) -> None:
     rows.add("tasks", words)
     if bar:
         rows.add("", bar)
+    if any(found.cache):
+        rows.add("cache", _cache(found.cache))
     if found.spool:
         count = sum(found.spool.values())
         batches = "1 batch of results waits" if count == 1 else f"{count:,} batches of results wait"
@@ -125,6 +129,12 @@ def _print(found: _Overview) -> None:
     if hints:
         out.print()
     points(out, hints)
+
+
+def _cache(tally: caching.Tally) -> str:
+    asked = tally.hits + tally.misses
+    words = f"{tally.hits:,} of {asked:,} attempts ({tally.hits / asked:.0%}) took an earlier result"
+    return f"{words}; that saved {text.span(tally.saved_s)}"
 
 
 def _died(view: fleet.View, at: datetime) -> bool:

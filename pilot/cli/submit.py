@@ -42,6 +42,9 @@ def _variables(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
     "--priority", type=click.IntRange(-PRIORITY_MAX, PRIORITY_MAX), default=0, metavar="P", help="Larger is sooner."
 )
 @click.option("--tag", "tags", multiple=True, metavar="T", help="To find it by; may be repeated.")
+@click.option(
+    "--cache/--no-cache", default=None, help="Take the result of an equal task; default: as the project says."
+)
 @click.option("--name", metavar="NAME", help="To be shown; default: the program's.")
 @click.option("--env", callback=_variables, multiple=True, metavar="K=V", help="A variable to set; may be repeated.")
 @click.option("--cwd", metavar="DIR", help="Where it runs; default: here.")
