@@ -54,6 +54,12 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "cancel": Entry("control", "cancel", "Cancel what has not begun, stop what runs."),
         "retry": Entry("control", "retry", "Run failed or cancelled tasks again."),
     },
+    "Provenance": {
+        "graph": Entry("graph", "graph", "Show what a result came from, and what was made of it."),
+        "tag": Entry("remarks", "tag", "Add tags to tasks, or remove them."),
+        "note": Entry("remarks", "note", "Write a note on tasks, or read what was written."),
+        "group": Entry("remarks", "group", "Put tasks into groups, take them out, list groups."),
+    },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
