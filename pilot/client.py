@@ -322,7 +322,7 @@ class Project:
             up: so many links towards what it came from; None: all.
             down: so many links towards what was made of it; None: all.
             siblings: with the runs it directly came from, and all others that used an output of them.
-            attempts: with all attempts of every task; nothing was used of those that failed or were lost.
+            attempts: with all attempts of every task, else each task has the one that counts.
             limit: so many runs at most, the nearest; `Graph.cut` is then ``limit``.
 
         Raises:

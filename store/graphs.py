@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from pilot.model import official_record, record_id
 from pilot.records import Get, unpack
 from pilot.store import lineage, provenance, schema, tasks
 from pilot.store.mongo import Store, translating
+from pilot.store.tasks import Document
 
 LIMIT = 10_000
 """Records of a graph, unless it is told otherwise: whoever asks holds them in memory."""
@@ -30,6 +31,8 @@ class Named(NamedTuple):
     """Records from which to go down."""
     output: str = ""
     """If one output of the maker is meant: its name. Its users are not looked up yet."""
+    item: str = ""
+    """If one item of that output is meant: its name."""
 
 
 def named(store: Store, get: Get, text: str) -> Named:
@@ -39,7 +42,8 @@ def named(store: Store, get: Get, text: str) -> Named:
         store: the database.
         get: reads an object.
         text: a task's id, which may be shortened (its official record, else the latest); a record's, ``TASK:ATTEMPT``;
-            an output of one of these, ``ID/OUTPUT``; or a hash (all records that made or used this content).
+            an output of one of these, ``ID/OUTPUT``, or an item of a function's result, ``ID/ITEM``; or a hash: all
+            records that made or used this content.
 
     Raises:
         TaskNotFound: no task has this id, or several fit.
@@ -51,10 +55,14 @@ def named(store: Store, get: Get, text: str) -> Named:
     record = _record(store, owner)
     if not slash:
         return Named((record,), (record,))
-    made = [entry["name"] for entry in unpack(provenance.get(store, [record], ["outputs"])[record]["outputs"], get)]
-    if output not in made:
-        raise RecordNotFound(f"record {record!r} has no output {output!r}, only {sorted(made)[:10]}")
-    return Named((record,), (), output)
+    stored = provenance.get(store, [record], ["outputs"])[record]["outputs"]
+    made = {entry["name"]: entry for entry in unpack(stored, get)}
+    if output in made:
+        return Named((record,), (), output)
+    result = made.get("result", {"value": None})
+    if "value" not in result or (isinstance(result["value"], dict) and output in result["value"]):
+        return Named((record,), (), "result", output)
+    raise RecordNotFound(f"record {record!r} has no output {output!r}, only {sorted(made)[:10]}")
 
 
 def _record(store: Store, text: str) -> str:
@@ -90,14 +98,20 @@ def _of_content(store: Store, get: Get, digest: str) -> Named:
 
 
 @translating("follow links")
-def _users_of(store: Store, get: Get, record: str, output: str) -> list[str]:
-    """Return the records that used one output of a record (indexes `lineage`, `joins`)."""
+def _users_of(store: Store, get: Get, start: Named) -> list[str]:
+    """Return the records that used the output that was named (indexes `lineage`, `joins`)."""
     schema.ensure(store, "lineage", "joins")
-    source = {"record": record, "output": output}
-    query = {"inputs": {"$elemMatch": {f"source.{key}": value for key, value in source.items()}}}
-    near = [doc["_id"] for doc in store.provenance.find(query, {"_id": 1}, hint="lineage")]
-    far = lineage.long_inputs(store, get)
-    return near + [name for name, inputs in far if any(e.get("source", {}).items() >= source.items() for e in inputs)]
+    items = [start.item, None] if start.item else None  # whoever used all of it used the item
+
+    def uses(entry: Document) -> bool:
+        source = entry.get("source", {})
+        if source.get("record") != start.makers[0] or source.get("output") != start.output:
+            return False
+        return items is None or source.get("item") in items
+
+    near = store.provenance.find({"inputs.source.record": start.makers[0]}, ["inputs"], hint="lineage")
+    found = [doc["_id"] for doc in near if any(map(uses, doc["inputs"]))]
+    return found + [name for name, inputs in lineage.long_inputs(store, get) if any(map(uses, inputs))]
 
 
 # -- around it ------------------------------------------------------------------------------------
@@ -143,8 +157,7 @@ def around(
         up: so many links towards what it came from; None: all.
         down: so many links towards what was made of it; None: all.
         siblings: with the records that it directly came from, and all others that used an output of them.
-        attempts: with the records of all attempts of every task in it; of those that failed or were lost, nothing was
-            used.
+        attempts: with the records of all attempts of every task in it; else each task has the one that counts.
         limit: so many records at most; the graph says if it was `cut`.
 
     Raises:
@@ -162,7 +175,7 @@ def around(
 
     found.walk(above, start.makers, up)
     if start.output and down != 0:
-        users = _users_of(store, get, start.makers[0], start.output)
+        users = _users_of(store, get, start)
         found.add(users)
         found.walk(below, users, None if down is None else down - 1)
     elif down != 0:
@@ -172,14 +185,23 @@ def around(
         parents = found.walk(above, starts, 1)
         found.walk(below, parents, 1)
         found.cut = found.cut if found.cut == "limit" else cut
+    docs = tasks.get(store, [_task_of(name) for name in found.ids], ["attempt", "official"])
     if attempts:
-        found.add(_other_attempts(store, found.ids))
+        every = [record_id(task, n) for task, doc in docs.items() for n in range(1, doc["attempt"] + 1)]
+        found.add(provenance.get(store, every, ["_id"]))
+    superseded = set() if attempts else {name for name in found.ids if _superseded(name, docs)} - set(starts)
     there = provenance.get(store, found.ids, FIELDS)
-    return graph_of((there[name] for name in found.ids if name in there), get, found.cut, starts)
+    kept = (there[name] for name in found.ids if name in there and name not in superseded)
+    return graph_of(kept, get, found.cut, starts)
 
 
-def _other_attempts(store: Store, ids: Iterable[str]) -> Iterator[str]:
-    """Return those records of the same tasks that exist, of whatever attempt."""
-    latest = tasks.get(store, [name.rpartition(":")[0] for name in ids], ["attempt"])
-    wanted = [record_id(task, attempt) for task, doc in latest.items() for attempt in range(1, doc["attempt"] + 1)]
-    return iter(provenance.get(store, wanted, ["_id"]))
+def _task_of(record: str) -> str:
+    return record.rpartition(":")[0]
+
+
+def _superseded(record: str, docs: Mapping[str, Document]) -> bool:
+    """Say whether another attempt of the task counts: one that ended it, or one that began after this one."""
+    doc = docs.get(_task_of(record))
+    if doc is None:  # nothing is known of the task but its records
+        return False
+    return record != (official_record(doc) or record_id(_task_of(record), doc["attempt"]))

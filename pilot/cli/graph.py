@@ -43,7 +43,7 @@ def _depth(ctx: click.Context, param: click.Parameter, value: str) -> int | None
     "--down", callback=_depth, default="0", show_default=True, metavar="N", help="So many links down, to what used it."
 )
 @click.option("--siblings", is_flag=True, help="Also others that used what it directly came from.")
-@click.option("--attempts", is_flag=True, help="Also attempts that failed or were lost, of which nothing was used.")
+@click.option("--attempts", is_flag=True, help="All attempts of each task, not only the one that counts.")
 @click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="So many records.")
 @click.option("--format", "form", type=click.Choice(_FORMATS), help="Default: a tree, or by the suffix of the file.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write it there.")
