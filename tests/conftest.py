@@ -50,7 +50,13 @@ def _slurm() -> str:
     )
 
 
-SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm}
+def _dot() -> str:
+    return "" if shutil.which("dot") else "Graphviz' dot is not on the PATH (Debian: graphviz)"
+
+
+SERVICES: dict[str, Callable[[], str]] = {
+    "mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm, "dot": _dot,
+}  # fmt: skip
 """For each service a function that says why it is missing; an empty string if it is there."""
 
 

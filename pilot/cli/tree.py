@@ -83,18 +83,26 @@ def _of(link: Link, output: str) -> str:
 
 def print_tree(out: Console, graph: Graph) -> None:
     """Print a graph: of each run that was asked for a tree upwards, then one downwards, then what is in neither."""
-    met: set[str] = set()
     around = Around.of(graph)
-    for start in graph.starts:
-        if start in graph.runs and start not in met:
-            _print(out, graph, start, lambda run: _above(graph, around, run), met)
-    below: set[str] = set(graph.starts)
-    for start in graph.starts:
-        users = [run for run, _ in _below(graph, around, start) if run]
-        if any(user not in met for user in users):
+    starts = [start for start in graph.starts if start in graph.runs]
+
+    def above(run: str) -> Iterator[tuple[str, str]]:
+        return _above(graph, around, run)
+
+    def below(run: str) -> Iterator[tuple[str, str]]:
+        return _below(graph, around, run)
+
+    met: set[str] = set()
+    for start in starts:
+        if start not in met:
+            _print(out, graph, start, above, met)
+    came_from, went_into = _reached(starts, above), _reached(starts, below)
+    met = set(starts)
+    for start in starts:
+        if any(name and name not in came_from for name, _ in below(start)):
             out.print()
-            _print(out, graph, start, lambda run: _below(graph, around, run), below, "went into")
-    rest = [run for run in graph.runs.values() if run.id not in met | below]
+            _print(out, graph, start, below, met, "went into")
+    rest = [run for run in graph.runs.values() if run.id not in came_from | went_into]
     if rest:
         out.print("\nbeside it")
         for run in rest:
@@ -103,6 +111,17 @@ def print_tree(out: Console, graph: Graph) -> None:
 
 Branches = Callable[[str], Iterable[tuple[str, str]]]
 """Of a run, its branches: a run to go on to, or "" for none; and words before it."""
+
+
+def _reached(starts: Iterable[str], branches: Branches) -> set[str]:
+    """Return the runs to which branches lead, those where they begin included."""
+    met = set(starts)
+    todo = list(met)
+    while todo:
+        new = {name for name, _ in branches(todo.pop()) if name} - met
+        met |= new
+        todo += new
+    return met
 
 
 def _print(out: Console, graph: Graph, start: str, branches: Branches, met: set[str], title: str = "") -> None:
