@@ -193,16 +193,13 @@ def _sources_of(store: Store, records: list[Document]) -> Iterable[Problem]:
 
 
 def _cycles(store: Store, only: set[str] | None) -> Iterable[Problem]:
-    """Check that no record came from itself, however indirectly.
+    """Check that no record came from itself, however indirectly; whatever `only` says, since a cycle has many tasks.
 
     In whatever order records are put, a cycle has a link that leads backward. Here that is the order of tasks' ids,
     in which parents nearly always come first: only what lies above the few other links is followed.
     """
-    query: Document = {"inputs.source": {"$exists": True}}
-    if only is not None:
-        query["task"] = {"$in": sorted(only)}
     backward: set[str] = set()
-    for record in store.provenance.find(query, ["inputs.source.record"], batch_size=1000):
+    for record in store.provenance.find({"inputs.source": {"$exists": True}}, ["inputs.source.record"]):
         place = _place(record["_id"])
         backward |= {source for source in lineage.sources(record["inputs"]) if _place(source) >= place}
     above: dict[str, set[str]] = {}
