@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 import pilot
+from pilot.cli.app import run
 from pilot.errors import ServerNotFound
 from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 from tests import queue_rig
+from tests.cli_rig import Call, Said
 from tests.rig import Rig
 from tests.server_rig import kill
 
@@ -204,6 +206,20 @@ def project(rig: Rig) -> Iterator[pilot.Project]:
     """Open the shared project."""
     with rig.open() as opened:
         yield opened
+
+
+@pytest.fixture
+def call(rig: Rig, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Call:
+    """Return what runs a command of the command line in this process, in the shared project."""
+    monkeypatch.chdir(rig.config.root)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*argv: str) -> Said:
+        code = run(argv)
+        out, err = capsysbinary.readouterr()
+        return Said(code, out.decode(), err.decode())
+
+    return call
 
 
 @pytest.fixture

@@ -102,7 +102,8 @@ def test_many_values_are_counted() -> None:
 
 
 def test_names_are_no_markup() -> None:
-    doc = record("a") | {"name": ODD}
+    doc = record("a")
+    doc["name"] = ODD
     doc["inputs"][0] |= {"name": "[red]x", "value": "[/]"}
     lines = tree(graph(doc, start="a:1"))
     assert "[bold]red[/]" in lines[0]

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import pilot
-from pilot.cli.app import run as command
 from pilot.errors import InvalidInput, TaskNotFound
 from pilot.states import Outcome
 from pilot.store import remarks, schema, tasks
 from pilot.store.mongo import Store
 from tests import queue_rig as rig
+from tests.cli_rig import Call
 from tests.queue_rig import NOW, submit, task
-from tests.rig import Rig
 
 
 def words(store: Store, name: str, field: str) -> list[str] | None:
@@ -106,22 +103,6 @@ def test_a_group_is_there_as_long_as_a_task_is_in_it(store: Store) -> None:
 
 # -- as people see it -----------------------------------------------------------------------------
 
-Pilot = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Pilot:
-    """Run a command of the command line in this process, in the shared project."""
-    monkeypatch.chdir(rig.config.root)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*argv: str) -> tuple[int, str, str]:
-        code = command(list(argv))
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
 
 def test_python(project: pilot.Project) -> None:
     @pilot.task(tags=["at submit"])
@@ -150,7 +131,7 @@ def test_python(project: pilot.Project) -> None:
     group.remove(one)
 
 
-def test_commands(project: pilot.Project, call: Pilot) -> None:
+def test_commands(project: pilot.Project, call: Call) -> None:
     def same(x: Any) -> Any:
         return x
 
@@ -159,28 +140,28 @@ def test_commands(project: pilot.Project, call: Pilot) -> None:
     assert call("tag", first.id, second.id, "--add", "a b", "-a", "c")[:2] == (
         0, f"{first.id}: a b c\n{second.id}: a b c\n",
     )  # fmt: skip
-    assert call("tag", first.id, "--remove", "a b", "--remove", "c")[1] == f"{first.id}: no tags\n"
-    assert [one["task"] for one in json.loads(call("tasks", "--tag", "a b", "--json")[1])] == [second.id]
+    assert call("tag", first.id, "--remove", "a b", "--remove", "c").out == f"{first.id}: no tags\n"
+    assert [one["task"] for one in call("tasks", "--tag", "a b", "--json").json] == [second.id]
     assert call("note", first.id, "-t", "as [red]expected[/]")[:2] == (0, "")
     call("note", first.id, "-t", "second thought")
-    assert call("note", first.id)[1].endswith(": second thought\n")
-    written = json.loads(call("note", first.id, second.id, "--json")[1])
+    assert call("note", first.id).out.endswith(": second thought\n")
+    written = call("note", first.id, second.id, "--json").json
     assert [[note["text"] for note in one["notes"]] for one in written] == [
         ["as [red]expected[/]", "second thought"], [],
     ]  # fmt: skip
-    assert call("group", "add", "[g]", first.id, second.id)[1] == "2 tasks in group [g]\n"
-    listed = {one["task"]: one for one in json.loads(call("tasks", "--group", "[g]", "--json")[1])}
+    assert call("group", "add", "[g]", first.id, second.id).out == "2 tasks in group [g]\n"
+    listed = {one["task"]: one for one in call("tasks", "--group", "[g]", "--json").json}
     assert listed.keys() == {first.id, second.id}
     assert listed[first.id]["groups"] == ["[g]"]
-    assert {"group": "[g]", "tasks": 2} in json.loads(call("group", "list", "--json")[1])
-    assert "[g]" in call("group", "list")[1]
-    shown = call("show", first.id)[1]
+    assert {"group": "[g]", "tasks": 2} in call("group", "list", "--json").json
+    assert "[g]" in call("group", "list").out
+    shown = call("show", first.id).out
     assert "[g]" in shown
     assert "second thought" in shown
     assert "1 earlier, --all shows them" in shown
-    assert "as [red]expected[/]" in call("show", first.id, "--all")[1]
-    assert call("group", "remove", "[g]", "--all")[1] == "2 tasks not in group [g] any more\n"
-    assert call("tasks", "--group", "[g]")[1] == "no such task\n"
+    assert "as [red]expected[/]" in call("show", first.id, "--all").out
+    assert call("group", "remove", "[g]", "--all").out == "2 tasks not in group [g] any more\n"
+    assert call("tasks", "--group", "[g]").out == "no such task\n"
 
 
 @pytest.mark.parametrize(
@@ -197,10 +178,10 @@ def test_commands(project: pilot.Project, call: Pilot) -> None:
         (["group", "remove", "x", "ID", "--all"], 2, "name tasks, or say --all"),
     ],
 )
-def test_bad_input(project: pilot.Project, call: Pilot, argv: list[str], code: int, said: str) -> None:
+def test_bad_input(project: pilot.Project, call: Call, argv: list[str], code: int, said: str) -> None:
     def nothing() -> None: ...
 
     future = pilot.task(nothing).submit()
-    found, _, err = call(*[future.id if word == "ID" else word for word in argv])
-    assert found == code
-    assert said in err
+    found = call(*[future.id if word == "ID" else word for word in argv])
+    assert found.code == code
+    assert said in found.err
