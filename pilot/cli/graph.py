@@ -32,16 +32,9 @@ def _depth(ctx: click.Context, param: click.Parameter, value: str) -> int | None
 @click.command(cls=Command)
 @click.argument("what", metavar="ID", shell_complete=complete_tasks)
 @click.option(
-    "--up",
-    callback=_depth,
-    default="all",
-    show_default=True,
-    metavar="N",
-    help="So many links up, to what it came from.",
+    "--up", callback=_depth, default="all", metavar="N", help="Links up, to what it came from. [default: all]"
 )
-@click.option(
-    "--down", callback=_depth, default="0", show_default=True, metavar="N", help="So many links down, to what used it."
-)
+@click.option("--down", callback=_depth, default="0", metavar="N|all", help="Links down, to what used it (0).")
 @click.option("--siblings", is_flag=True, help="Also others that used what it directly came from.")
 @click.option("--attempts", is_flag=True, help="All attempts of each task, not only the one that counts.")
 @click.option("--limit", type=click.IntRange(1), default=LIMIT, show_default=True, metavar="N", help="So many records.")
@@ -66,9 +59,7 @@ def graph(
     with opened() as project:
         get = Objects(project.config.objects_folder).get
         start = graphs.named(project.store, get, what)
-        found = graphs.around(
-            project.store, get, start, up, down, siblings=siblings, attempts=attempts, limit=limit
-        )  # fmt: skip
+        found = graphs.around(project.store, get, start, up, down, siblings=siblings, attempts=attempts, limit=limit)
     _write(found, form, output)
     if found.cut == "limit":
         tell(

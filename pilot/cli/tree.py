@@ -65,7 +65,7 @@ def shown(graph: Graph, links: Iterable[Link]) -> tuple[list[Link], int]:
 
 
 def called(run: Run) -> str:
-    """Return what a run is called, of people, in one line."""
+    """Return what people call a run, on one line."""
     return text.line(run.name, 40) or run.kind
 
 
