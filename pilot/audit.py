@@ -14,7 +14,7 @@ from pilot import signing, values
 from pilot.errors import ObjectDropped, PilotError, SignatureError
 from pilot.model import SCHEMA, FunctionCode
 from pilot.records import Get, blob_from, unpack, verify
-from pilot.states import GOOD
+from pilot.states import GOOD, Outcome
 
 Document = Mapping[str, Any]
 
@@ -106,8 +106,7 @@ def check_links(
         source, output = entry["source"]["record"], entry["source"]["output"]
         link, parent = f"input {entry['name']!r}", parents.get(source)
         if parent is None:
-            what = "whose signature does not fit" if source in parents else "which does not exist"
-            yield f"{link} came from record {source!r}, {what}"
+            yield f"{link} came from record {source!r}, {_absent(source, parents)}"
             continue
         if parent["outcome"] not in GOOD:
             yield f"{link} came from record {source!r}, which says {parent['outcome']!r}"
@@ -115,7 +114,7 @@ def check_links(
             yield f"{link} came from record {source!r}, which is not the official one of its task"
         if source not in outputs:
             try:
-                outputs[source] = {made["name"]: made["hash"] for made in unpack(parent["outputs"], get)}
+                outputs[source] = _hashes(parent, get)
             except PilotError as exc:
                 yield f"{link} came from record {source!r}, whose list of outputs cannot be read: {exc}"
                 continue
@@ -123,6 +122,37 @@ def check_links(
             yield f"{link} came from record {source!r}, which has no output {output!r}"
         elif outputs[source][output] != entry["hash"]:
             yield f"{link} is not what record {source!r} has as output {output!r}: the hashes differ"
+
+
+def check_cached(record: Document, parents: Mapping[str, Document | None], get: Get) -> str:
+    """Check that the outputs of a `cached` record are those of a run that succeeded.
+
+    Args:
+        record: its signature fits.
+        parents: as for `check_links`.
+        get: reads an object.
+    """
+    source = record.get("cached_from")
+    if source is None:
+        return ""
+    head, parent = f"its outputs were taken from record {source!r}", parents.get(source)
+    if parent is None:
+        return f"{head}, {_absent(source, parents)}"
+    if parent["outcome"] != Outcome.SUCCEEDED:
+        return f"{head}, which says {parent['outcome']!r}"
+    try:
+        same = _hashes(record, get) == _hashes(parent, get)
+    except PilotError as exc:
+        return f"{head}, and cannot be compared: {exc}"
+    return "" if same else f"{head}, which has others"
+
+
+def _absent(source: str, parents: Mapping[str, Document | None]) -> str:
+    return "whose signature does not fit" if source in parents else "which does not exist"
+
+
+def _hashes(record: Document, get: Get) -> dict[str, str]:
+    return {made["name"]: made["hash"] for made in unpack(record["outputs"], get)}
 
 
 def check_function(code: FunctionCode, signature: object, signer: signing.Signer, get: Get) -> Iterator[str]:

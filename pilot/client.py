@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pilot import offers, records, signing, values
 from pilot.compare import RTOL
-from pilot.config import ProjectConfig, find_project
+from pilot.config import ProjectConfig, find_project, user_name
 from pilot.context import here
 from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
+from pilot.graph import Graph
+from pilot.groups import Group
 from pilot.model import SCHEMA, Blob, FunctionCode, Input, new_batch, new_token, official_record, whole_result
 from pilot.prepare import code_document
 from pilot.resources import Resources, TaskSpec
 from pilot.results import Watcher
 from pilot.source import own_text
 from pilot.states import GOOD, State
-from pilot.store import caching, dependants, provenance, tasks
+from pilot.store import caching, dependants, graphs, provenance, remarks, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
@@ -327,7 +329,7 @@ class Project:
 
         Its dependants fail, reason `upstream`.
         """
-        ids = self._ids_of(tasks_)
+        ids = self._ids_of(*tasks_)
         tasks.cancel(self.store, ids, datetime.now(UTC))
         dependants.release(self.store, ids)
 
@@ -337,7 +339,7 @@ class Project:
         Raises:
             InvalidInput: one of them is neither failed nor cancelled.
         """
-        ids = self._ids_of(tasks_)
+        ids = self._ids_of(*tasks_)
         for task, doc in tasks.get(self.store, ids, ["state"]).items():
             if doc["state"] not in (State.FAILED, State.CANCELLED):
                 raise InvalidInput(f"cannot retry task {task!r}: it is {doc['state']}, not failed or cancelled")
@@ -357,10 +359,67 @@ class Project:
         Returns:
             the tasks that made these results: instead of one that was cached itself, that whose result it took.
         """
-        return caching.invalidate(self.store, self._ids_of(tasks_), None if undo else reason, datetime.now(UTC))
+        return caching.invalidate(self.store, self._ids_of(*tasks_), None if undo else reason, datetime.now(UTC))
 
-    def _ids_of(self, tasks_: Iterable[str | Future]) -> list[str]:
+    def _ids_of(self, *tasks_: str | Future) -> list[str]:
         return [t.id if isinstance(t, Future) else tasks.resolve(self.store, t)["_id"] for t in tasks_]
+
+    # -- where things came from, and what people say of them -----------------------------------------
+
+    def graph(
+        self, what: str | Future | Output, up: int | None = None, down: int | None = 0, *, siblings: bool = False,
+        attempts: bool = False, limit: int = graphs.LIMIT,
+    ) -> Graph:  # fmt: skip
+        """Return the runs, values and links around a task, a record, a value or a hash.
+
+        Args:
+            what: a future, or one output of it; or the id of a task (may be shortened), of a record
+                (``TASK:ATTEMPT``), of an output (``ID/OUTPUT``), or the hash of a value: then all runs that made or
+                used this content.
+            up: so many links towards what it came from; None: all.
+            down: so many links towards what was made of it; None: all.
+            siblings: with the runs it directly came from, and all others that used an output of them.
+            attempts: with all attempts of every task, else each task has the one that counts.
+            limit: so many runs at most, the nearest; `Graph.cut` is then ``limit``.
+
+        Raises:
+            TaskNotFound: no task has this id, or several fit.
+            RecordNotFound: there is no such record or value.
+        """
+        if isinstance(what, Output):
+            name = f"{what.future.id}/{what.name}"
+        else:
+            name = what.id if isinstance(what, Future) else what
+        start = graphs.named(self.store, self._objects.get, name)
+        return graphs.around(
+            self.store, self._objects.get, start, up, down, siblings=siblings, attempts=attempts, limit=limit
+        )
+
+    def tag(self, *tasks_: str | Future, add: Collection[str] = (), remove: Collection[str] = ()) -> None:
+        """Add tags to tasks and remove others. Records keep those that their task had when it was leased.
+
+        Raises:
+            TaskNotFound: one of the tasks does not exist.
+            InvalidInput: a word cannot be a tag, or a task has as many as it may.
+        """
+        remarks.tag(self.store, self._ids_of(*tasks_), add, remove)
+
+    def note(self, *tasks_: str | Future, text: str) -> None:
+        """Write a note on tasks, with who wrote it and when; notes stay.
+
+        Raises:
+            TaskNotFound: one of the tasks does not exist.
+            InvalidInput: it is empty or too long, or a task has as many as it may.
+        """
+        remarks.note(self.store, self._ids_of(*tasks_), text, user_name(), datetime.now(UTC))
+
+    def group(self, name: str) -> Group:
+        """Return the group of this name, which need not be there yet.
+
+        Raises:
+            InvalidInput: no group can have this name.
+        """
+        return Group(self.store, name, self._ids_of)
 
 
 _open_projects: list[Project] = []

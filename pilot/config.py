@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,3 +197,11 @@ def read_secret(path: Path) -> str:
         return path.read_text().strip()
     except OSError as exc:
         raise ConfigError(f"cannot read {str(path)!r}: {exc}") from exc
+
+
+def user_name() -> str:
+    """Return who runs this process: the account's name, or its number where that has no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())

@@ -30,6 +30,14 @@ class TaskNotFound(PilotError, LookupError):
     """No task has this id, or a shortened id fits several."""
 
 
+class RecordNotFound(PilotError, LookupError):
+    """No record has this id, or made or used this value."""
+
+
+class DrawingError(PilotError):
+    """A picture cannot be made: Graphviz's `dot` is not there, refused, or took too long."""
+
+
 class NotOffered(UserWarning):
     """No pilot that is up can run what was submitted; it waits until one can. A warning, not an error."""
 

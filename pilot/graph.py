@@ -1,7 +1,9 @@
 """What came from what, of records that are in hand: runs, values, and the links between them. Pure.
 
 A run is a record. A value is an output of a run, or, if it came from no run, what a user gave: such values are the
-same if their content is. So every value has one creator at most, and no link leads back in time.
+same if their content is. So every value has one creator at most, and no link leads back in time: a source is a
+record that was there before the attempt which used it began, and no record is ever changed. The order in which
+records are inserted is thus one in which every link leads forward, and there is no cycle.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class Run(NamedTuple):
     outcome: str
     started: datetime | None
     finished: datetime | None
+    cached_from: str | None
+    """Of a run that is `cached`: the record whose outputs it took."""
     record: Document
     """The fields of it that were read."""
 
@@ -82,6 +86,8 @@ class Graph:
     runs: dict[str, Run] = field(default_factory=dict)
     values: dict[str, Value] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
+    starts: tuple[str, ...] = ()
+    """The runs that were asked for; the others are here because of them."""
     cut: str = ""
     """What keeps it from being whole: ``depth`` or ``limit``; empty: nothing."""
 
@@ -98,7 +104,7 @@ class Graph:
         name, time = record["_id"], record.get("time", {})
         self.runs[name] = Run(
             name, record["task"], record["attempt"], record.get("name") or "", record.get("kind") or "",
-            record["outcome"], time.get("started"), time.get("finished"), record,
+            record["outcome"], time.get("started"), time.get("finished"), record.get("cached_from"), record,
         )  # fmt: skip
         for entry in unpack(record["outputs"], get):
             made = Value(f"{name}/{entry['name']}", entry["hash"], entry["size"], name, entry["name"], entry)
@@ -114,6 +120,33 @@ class Graph:
         creator = self.values[value].creator
         return None if creator is None else self.runs.get(creator)
 
+    def document(self) -> dict[str, Any]:
+        """Return it as plain data: `starts`, `cut`, and lists of `runs`, `values` and `links`.
+
+        Fields that say nothing are left out of values and links. A value that is small and plain is there as
+        ``value``; of others there are hash and size.
+        """
+        return {
+            "starts": list(self.starts),
+            "cut": self.cut,
+            "runs": [
+                {key: value for key, value in run._asdict().items() if key != "record"} for run in self.runs.values()
+            ],
+            "values": [_value_document(value) for value in self.values.values()],
+            "links": [
+                {key: value for key, value in link._asdict().items() if value is not None} for link in self.links
+            ],
+        }
+
+
+def _value_document(value: Value) -> dict[str, Any]:
+    fields: dict[str, Any] = {"id": value.id, "hash": value.hash, "size": value.size}
+    if value.creator is not None:
+        fields |= {"creator": value.creator, "output": value.output}
+    if "value" in value.entry:
+        fields["value"] = value.entry["value"]
+    return fields
+
 
 def used_value(entry: Document) -> Value:
     """Return the value that an input of a record names."""
@@ -124,9 +157,9 @@ def used_value(entry: Document) -> Value:
     return Value(f"{name}/{output}", entry["hash"], entry["size"], name, output, entry)
 
 
-def graph_of(records: Iterable[Document], get: Get, cut: str = "") -> Graph:
+def graph_of(records: Iterable[Document], get: Get, cut: str = "", starts: Iterable[str] = ()) -> Graph:
     """Return the graph of these records, each with `FIELDS`; `cut` says what keeps it from being whole."""
-    graph = Graph(cut=cut)
+    graph = Graph(starts=tuple(starts), cut=cut)
     for record in records:
         graph.add(record, get)
     return graph

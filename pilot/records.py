@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from pilot import content, signing, values
-from pilot.errors import ObjectDropped, PilotError, SignatureError
+from pilot.errors import InvalidInput, ObjectDropped, PilotError, SignatureError
 from pilot.model import (
     INLINE_DOCUMENT_BYTES,
     INLINE_VALUE_BYTES,
@@ -271,6 +271,15 @@ def _inputs(inputs: Sequence[Input], sources: Sources) -> list[Document]:
     return entries
 
 
+def _labelled(entries: list[Document], what: str) -> list[Document]:
+    """Return them if each has a name of its own."""
+    names = [entry["name"] for entry in entries]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInput(f"two of the {what} are called {twice!r}, and a link could mean either")
+    return entries
+
+
 # -- records --------------------------------------------------------------------------------------
 
 
@@ -332,10 +341,14 @@ def record(
         put: writes objects that do not fit the document.
         placement: of a wide task.
         cache: fields of a task with caching on; of one that takes the outputs of another they are among them.
+
+    Raises:
+        InvalidInput: two inputs, or two outputs, have one name: a link could mean either.
     """
     doc = _head(task, result.attempt, result.outcome, place)
-    doc["inputs"] = _fit(_inputs(inputs, sources), put)
-    doc["outputs"] = _fit([{"name": name, **_value_fields(blob)} for name, blob in result.outputs], put)
+    doc["inputs"] = _fit(_labelled(_inputs(inputs, sources), "inputs"), put)
+    made = [{"name": name, **_value_fields(blob)} for name, blob in result.outputs]
+    doc["outputs"] = _fit(_labelled(made, "outputs"), put)
     if result.program is not None:
         doc["command"] = {**doc["command"], "executable": result.program[0], "digest": result.program[1]}
     if result.launcher is not None:

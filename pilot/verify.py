@@ -238,7 +238,7 @@ def _links(
         except PilotError:  # a list of them is gone: that has been told
             continue
         whole.append(doc)
-        sources.update(lineage.sources(inputs))
+        sources.update(lineage.sources(inputs), [doc["cached_from"]] if "cached_from" in doc else [])
         report.values += len(inputs) + len(outputs)
     found = provenance.get(store, sources, records.VERIFIED_FIELDS)
     parents = {name: None if audit.check_signature(doc, signer) else doc for name, doc in found.items()}
@@ -246,6 +246,8 @@ def _links(
     officials = {name: official_record(owner) for name, owner in owners.items()}
     for doc in whole:
         for text in audit.check_links(doc, parents, officials, checked.get):
+            yield Problem(doc["_id"], text)
+        if text := audit.check_cached(doc, parents, checked.get):
             yield Problem(doc["_id"], text)
 
 

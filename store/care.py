@@ -18,7 +18,7 @@ from pilot import content
 from pilot.content import Content
 from pilot.errors import InvalidInput, PilotError
 from pilot.records import Named
-from pilot.store.objects import Objects
+from pilot.store.objects import Objects, damaged
 
 COLLECT_S = 7 * 86400.0
 """What was touched within this time is spared, whether it is named or not."""
@@ -123,7 +123,7 @@ def verify_object(objects: Objects, hash: str) -> Damage | None:
         return Damage(hash, str(exc))
     except OSError as exc:
         return Damage(hash, f"cannot read {objects.path(hash)!r}: {exc.strerror}")
-    return None if found == hash else Damage(hash, f"{objects.path(hash)!r} has other bytes: they hash to {found}")
+    return None if found == hash else Damage(hash, str(damaged(objects.path(hash))))
 
 
 # -- giving up bytes --------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from pilot.model import official_record, record_id
 from pilot.states import ENDED, GOOD, Kind, State
+from pilot.store import lineage
 from pilot.store.mongo import Store, translating
 from pilot.store.tasks import Document, chunks
 
@@ -31,7 +33,7 @@ def violations(store: Store, limit: int = 100) -> list[str]:
     Cost: one pass over tasks and records; memory for the ids of one chunk.
     """
     found: list[str] = []
-    for check in (_states, _successes, _sources):
+    for check in (_states, _successes, _labels, _sources, _cycles):
         suspects = {task for task, _ in check(store, None)}
         if suspects:
             found += sorted(f"task {task}: {text}" for task, text in check(store, suspects))
@@ -132,6 +134,27 @@ def _successes_of(store: Store, records: list[Document]) -> Iterable[Problem]:
             yield doc["_id"], f"{doc['state']}, but its record {record['_id']} succeeded and is not the official one"
 
 
+def _labels(store: Store, only: set[str] | None) -> Iterable[Problem]:
+    """Check that each value has one creator, and each input and output a name of its own in its record.
+
+    The first is the unique index of `_id`, as long as an `_id` says whose record it is.
+    """
+
+    def repeated(field: str) -> Document:
+        names = {"$cond": [{"$isArray": f"${field}"}, f"${field}.name", []]}
+        return {"$gt": [{"$size": names}, {"$size": {"$setUnion": [names]}}]}
+
+    moved = {"$ne": ["$_id", {"$concat": ["$task", ":", {"$toString": "$attempt"}]}]}
+    query: Document = {"$expr": {"$or": [moved, repeated("inputs"), repeated("outputs")]}}
+    if only is not None:
+        query["task"] = {"$in": sorted(only)}
+    for record in store.provenance.find(query, ["task", "attempt"]):
+        if record["_id"] != record_id(record["task"], record["attempt"]):
+            yield record["task"], f"record {record['_id']} is of another attempt than its id says"
+        else:
+            yield record["task"], f"record {record['_id']} has two inputs, or two outputs, of one name"
+
+
 def _sources(store: Store, only: set[str] | None) -> Iterable[Problem]:
     """Check that every input with a source names the official record and output with the same content."""
     query: Document = {"inputs.source": {"$exists": True}}
@@ -167,3 +190,35 @@ def _sources_of(store: Store, records: list[Document]) -> Iterable[Problem]:
                     yield task, f"record {user} names source {name!r}, which is not the official one"
                 elif digest not in [o["hash"] for o in there[name]["outputs"] if o["name"] == output]:
                     yield task, f"record {user}: source {name!r} has no output {output!r} with hash {digest}"
+
+
+def _cycles(store: Store, only: set[str] | None) -> Iterable[Problem]:
+    """Check that no record came from itself, however indirectly; whatever `only` says, since a cycle has many tasks.
+
+    In whatever order records are put, a cycle has a link that leads backward. Here that is the order of tasks' ids,
+    in which parents nearly always come first: only what lies above the few other links is followed.
+    """
+    backward: set[str] = set()
+    for record in store.provenance.find({"inputs.source": {"$exists": True}}, ["inputs.source.record"]):
+        place = _place(record["_id"])
+        backward |= {source for source in lineage.sources(record["inputs"]) if _place(source) >= place}
+    above: dict[str, set[str]] = {}
+    level = backward
+    while level:
+        for part in chunks(sorted(level)):
+            for record in store.provenance.find({"_id": {"$in": list(part)}}, ["inputs.source.record"]):
+                inputs = record.get("inputs", [])
+                above[record["_id"]] = set() if isinstance(inputs, dict) else set(lineage.sources(inputs))
+        level = {source for one in level for source in above.get(one, ())} - above.keys()
+    try:
+        TopologicalSorter(above).prepare()
+    except CycleError as exc:
+        cycle: list[str] = exc.args[1]
+        yield cycle[0].rpartition(":")[0], f"its record came from itself: {' ← '.join(reversed(cycle))}"
+
+
+def _place(record: str) -> tuple[str, int, str]:
+    """Return where a record stands in the order of tasks' ids, which grow with time."""
+    task, _, _ = record.rpartition(":")
+    batch, _, number = task.rpartition("-")
+    return (batch, int(number), record) if number.isdecimal() else (task, 0, record)

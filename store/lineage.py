@@ -1,5 +1,7 @@
 """Walks from record to record along the links that their inputs name: up to what they used, down to what used them.
 
+A record that is `cached` leads to the one whose outputs it took as if it had used them.
+
 A walk goes level by level, with a query for thousands of records. A record whose inputs are too many for its document
 keeps their list as an object, which no index knows: a walk down looks into all such lists.
 """
@@ -8,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pilot.records import Get, unpack
 from pilot.store import schema
@@ -50,7 +51,7 @@ def ancestors(store: Store, get: Get, starts: Iterable[str], depth: int | None =
 
 def descendants(store: Store, get: Get, starts: Iterable[str], depth: int | None = None, limit: int = LIMIT) -> Walk:
     """Return the records that used, however indirectly, an output of these ones; as `ancestors`."""
-    schema.ensure(store, "lineage", "joins")
+    schema.ensure(store, "lineage", "joins", "copies")
     joins = _Joins(store, get)
     return _walk(lambda ids: ((parent, child) for child, parent in _below(store, joins, ids)), starts, depth, limit)
 
@@ -88,11 +89,13 @@ def sources(entries: Iterable[Document]) -> Iterator[str]:
 def _above(store: Store, get: Get, ids: Sequence[str]) -> Links:
     found: list[tuple[str, str]] = []
     for part in chunks(ids):
-        fields = ["inputs.source.record", "inputs.object", "inputs.count"]
+        fields = ["inputs.source.record", "inputs.object", "inputs.count", "cached_from"]
         for doc in store.provenance.find({"_id": {"$in": list(part)}}, fields):
             stored = doc.get("inputs", [])
             entries = unpack(stored, get) if isinstance(stored, dict) else stored
             found += [(doc["_id"], record) for record in sources(entries)]
+            if "cached_from" in doc:
+                found.append((doc["_id"], doc["cached_from"]))
     return iter(found)
 
 
@@ -104,6 +107,8 @@ def _below(store: Store, joins: _Joins, ids: Sequence[str]) -> Links:
         query = {"inputs.source.record": {"$in": list(part)}}
         for doc in store.provenance.find(query, ["inputs.source.record"], hint="lineage"):
             found += [(doc["_id"], record) for record in sources(doc["inputs"]) if record in wanted]
+        for doc in store.provenance.find({"cached_from": {"$in": list(part)}}, ["cached_from"], hint="copies"):
+            found.append((doc["_id"], doc["cached_from"]))
         found += joins.below(wanted)
     return iter(found)
 
@@ -119,10 +124,13 @@ class _Joins:
     def below(self, parents: set[str]) -> list[tuple[str, str]]:
         """Return them with those of these records that they used."""
         if self._sources is None:
-            found: Any = self._store.provenance.find({"inputs.object": {"$type": "string"}}, ["inputs"], hint="joins")
-            self._sources = {
-                doc["_id"]: frozenset(sources(unpack(doc["inputs"], self._get)))
-                for doc in found
-                if isinstance(doc["inputs"], dict)
-            }
+            self._sources = {name: frozenset(sources(inputs)) for name, inputs in long_inputs(self._store, self._get)}
         return [(child, parent) for child, of in self._sources.items() for parent in parents & of]
+
+
+def long_inputs(store: Store, get: Get) -> Iterator[tuple[str, list[Document]]]:
+    """Yield each record that keeps its inputs as an object, and them (index `joins`, to be ensured before)."""
+    with translating("follow links", store.where):
+        for doc in store.provenance.find({"inputs.object": {"$type": "string"}}, ["inputs"], hint="joins"):
+            if isinstance(doc["inputs"], dict):
+                yield doc["_id"], unpack(doc["inputs"], get)

@@ -2,7 +2,7 @@
 
 | collection | one document is | found by |
 |---|---|---|
-| tasks | a task, mutable and small | `_id` = task id; the indexes below |
+| tasks | a task, mutable and small | `_id` = task id; the indexes below, `groups` once there is one |
 | provenance | the record of one attempt, never changed | `_id` = ``task:attempt`` |
 | superseded | what a pool recorded of an attempt that had been given up as lost before | `_id` = ``task:attempt`` |
 | functions, environments | content, written once | `_id` = hash |
@@ -60,6 +60,11 @@ TASK_INDEXES = (
     _marker("cancel"),
 )
 
+GROUPS = IndexModel(
+    [("groups", ASCENDING), ("_id", ASCENDING)], name="groups", partialFilterExpression={"groups": {"$exists": True}}
+)
+"""Over tasks, made with a project's first group; see `ensure_groups`."""
+
 RECORD_INDEXES: dict[str, IndexModel] = {
     model.document["name"]: model
     for model in (
@@ -77,6 +82,9 @@ RECORD_INDEXES: dict[str, IndexModel] = {
             name="like",
             partialFilterExpression={"cache.like": {"$exists": True}},
         ),
+        IndexModel([("cached_from", ASCENDING)], name="copies", sparse=True),
+        IndexModel([("outputs.hash", ASCENDING)], name="made"),
+        IndexModel([("inputs.hash", ASCENDING)], name="used"),
     )
 }
 """By name. Every record that is written pays for each, so that each is made when it is needed first; see `ensure`."""
@@ -89,6 +97,18 @@ def ensure(store: Store, *names: str) -> None:
     Records can be written meanwhile.
     """
     store.provenance.create_indexes([RECORD_INDEXES[name] for name in names])
+
+
+@translating("make an index")
+def ensure_groups(store: Store) -> None:
+    """Make sure that tasks can be found by their groups."""
+    store.tasks.create_indexes([GROUPS])
+
+
+def has_groups(store: Store) -> bool:
+    """Say whether anybody has made a group yet."""
+    with translating("look for an index", store.where):
+        return GROUPS.document["name"] in store.tasks.index_information()
 
 
 @translating("create the collections and indexes")

@@ -465,14 +465,17 @@ def adopt(store: Store, task: str, name: str, attempt: int, now: datetime) -> No
 
 @translating("list tasks")
 def listing(
-    store: Store, state: State | None = None, tag: str | None = None, limit: int = 50, fields: Sequence[str] = ()
-) -> list[Document]:
+    store: Store, state: State | None = None, tag: str | None = None, limit: int = 50, fields: Sequence[str] = (),
+    group: str | None = None,
+) -> list[Document]:  # fmt: skip
     """Return the newest tasks first, join documents left out."""
     query: Document = {"kind": {"$ne": Kind.JOIN.value}}
     if state is not None:
         query["state"] = state.value
     if tag is not None:
         query["tags"] = tag
+    if group is not None:
+        query["groups"] = group
     return list(store.tasks.find(query, list(fields) or None, sort=[("_id", -1)], limit=limit))
 
 

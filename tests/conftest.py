@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 import pilot
+from pilot.cli.app import run
 from pilot.errors import ServerNotFound
 from pilot.model import new_token
 from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
 from tests import queue_rig
+from tests.cli_rig import Call, Said
 from tests.rig import Rig
 from tests.server_rig import kill
 
@@ -51,7 +53,13 @@ def _slurm() -> str:
     )
 
 
-SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm}
+def _dot() -> str:
+    return "" if shutil.which("dot") else "Graphviz' dot is not on the PATH (Debian: graphviz)"
+
+
+SERVICES: dict[str, Callable[[], str]] = {
+    "mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm, "dot": _dot,
+}  # fmt: skip
 """For each service a function that says why it is missing; an empty string if it is there."""
 
 
@@ -215,6 +223,20 @@ def project(rig: Rig) -> Iterator[pilot.Project]:
 def unique() -> str:
     """Return an input that no other test of this project has."""
     return new_token()
+
+
+@pytest.fixture
+def call(rig: Rig, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]) -> Call:
+    """Return what runs a command of the command line in this process, in the shared project."""
+    monkeypatch.chdir(rig.config.root)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*argv: str) -> Said:
+        code = run(argv)
+        out, err = capsysbinary.readouterr()
+        return Said(code, out.decode(), err.decode())
+
+    return call
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 from pilot.model import bucket_of
 from pilot.states import Outcome
-from pilot.store import dependants, events, pilots, tasks
+from pilot.store import dependants, events, pilots, provenance, remarks, tasks
 from pilot.store.mongo import Store
 from tests import queue_rig as rig
 from tests.queue_rig import Key, task
@@ -127,3 +127,31 @@ def meddle(uri: str, database: str, rounds: int, total: int) -> None:
                 dependants.release(store, chosen)
             bad = store.tasks.find({"state": {"$in": ["failed", "cancelled"]}}, ["_id"]).limit(500)
             dependants.retry(store, [doc["_id"] for doc in bad])
+
+
+def claim(uri: str, database: str, token: str, names: list[str]) -> list[str]:
+    """Insert records of the same attempts as others do, each with a result of one's own; return which counted."""
+    with Store(uri, database) as store:
+        made = [rig.record(name, 1, token, Outcome.SUCCEEDED) for name in names]
+        ends = [tasks.End(name, 1, token, Outcome.SUCCEEDED, None) for name in names]
+        _together()
+        mine: list[str] = []
+        for start in range(0, len(names), 20):
+            raws = made[start : start + 20]
+            there = provenance.insert(store, raws)
+            assert provenance.settle(store, raws, ends[start : start + 20]) == ends[start : start + 20]  # and again
+            mine += [name for name in names[start : start + 20] if f"{name}:1" not in there]
+        return mine
+
+
+def remark(uri: str, database: str, name: str, ids: list[str]) -> None:
+    """Write tags, notes and groups on the same tasks as others do, and take back every second one."""
+    with Store(uri, database) as store:
+        _together()
+        for number in range(10):
+            remarks.tag(store, ids, add=[f"{name}.{number}"])
+            remarks.group(store, f"{name}.{number}", add=ids)
+            remarks.note(store, ids[:1], f"{name} {number}", name, rig.NOW)
+            if number % 2:
+                remarks.tag(store, ids, remove=[f"{name}.{number}"])
+                remarks.group(store, f"{name}.{number}", remove=ids)

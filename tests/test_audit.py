@@ -14,9 +14,11 @@ from bson.raw_bson import RawBSONDocument
 
 from pilot import audit, records, signing, values
 from pilot.audit import Chains, Problem
+from pilot.context import here
+from pilot.file import File
 from pilot.model import Blob, Failure, Input, Link, Log, Result, Usage
 from pilot.states import Outcome
-from pilot.store import provenance
+from pilot.store import care, provenance
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 from pilot.verify import Audit, lineage_of
@@ -284,6 +286,51 @@ def test_links_of_a_lineage(store: Store, objects: Objects) -> None:
     ]
     assert lineage_of(store, objects, SIGNER, ["p:1"]).good
     assert lineage_of(store, objects, SIGNER, ["none:1"]).problems == [Problem("none:1", "there is no such record")]
+
+
+def test_a_cached_record_has_the_outputs_of_its_original(store: Store, objects: Objects) -> None:
+    original, failed = made("p", "pool", objects.put), made("q", "pool", objects.put)
+    failed["outcome"] = "failed"
+    copies = [made(name, "pool", objects.put) for name in "abcd"]
+    for copy, source in zip(copies, ("p:1", "p:1", "q:1", "none:1"), strict=True):
+        copy |= {"outcome": "cached", "outputs": original["outputs"], "cached_from": source, "cache": {"saved_s": 1.0}}
+    copies[1]["outputs"] = failed["outputs"]
+    provenance.insert(store, [seal(doc) for doc in (original, failed, *copies)])
+    problems = lineage_of(store, objects, SIGNER, ["a:1", "b:1", "c:1", "d:1"]).problems
+    assert sorted(problems) == [
+        Problem("b:1", "its outputs were taken from record 'p:1', which has others"),
+        Problem("c:1", "its outputs were taken from record 'q:1', which says 'failed'"),
+        Problem("d:1", "its outputs were taken from record 'none:1', which does not exist"),
+        Problem("none:1", "there is no such record"),
+    ]
+
+
+def test_files_are_compared_and_what_was_dropped_is_no_fault(store: Store, objects: Objects, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree" / "a").write_bytes(bytes(100))
+    (tmp_path / "in_place").write_bytes(b"here")
+    task = made("f", "pool", objects.put)
+    here.repository = objects
+    try:
+        value = [File(tmp_path / "tree"), File(tmp_path / "in_place", keep="in place"), bytes(90_000)]
+        encoded = values.encode(value)
+    finally:
+        here.repository = None
+    objects.put(encoded)
+    task["outputs"] = [{"name": "result", "hash": encoded.hash, "size": encoded.size, "object": True, "files": True}]
+    provenance.insert(store, [seal(task)])
+    report = lineage_of(store, objects, SIGNER, ["f:1"])
+    assert (report.problems, report.dropped) == ([], 0)
+    file = values.digest(bytes(100))
+    care.drop(objects, {file}, "somebody")
+    report = lineage_of(store, objects, SIGNER, ["f:1"])
+    assert (report.problems, report.dropped) == ([], 1)
+    assert found(store, objects, deep=True) == {}
+    (tmp_path / "in_place").write_bytes(b"other")
+    assert "was left in place and is not as it was" in lineage_of(store, objects, SIGNER, ["f:1"]).problems[0].text
+    assert "was left in place" in found(store, objects, deep=True)["f:1"]
+    Path(objects.path(task["inputs"][1]["hash"])).unlink()
+    assert "has no file" in found(store, objects)["f:1"]
 
 
 def test_a_list_that_is_gone(store: Store, objects: Objects) -> None:

@@ -15,7 +15,7 @@ from pilot.errors import StoreRejected, StoreUnavailable
 from pilot.executors.run.verdict import Item
 from pilot.layout import Layout
 from pilot.leasing import Leaser
-from pilot.model import Result, Usage
+from pilot.model import Blob, Result, Usage
 from pilot.prepare import Held, Refused
 from pilot.states import Outcome, State
 from pilot.store import dependants, pilots, provenance, spool, tasks
@@ -128,6 +128,27 @@ def test_what_waits_to_be_written_is_not_returned(half: Half, monkeypatch: pytes
     assert half.leaser.held == set()
     assert not half.root.exists() or list(half.root.iterdir()) == []
     assert half.errors == []
+
+
+def test_a_result_with_two_outputs_of_one_name_is_not_recorded_as_it_is(half: Half) -> None:
+    """A link could mean either; the result beside it is none the worse."""
+    odd, even = half.take(2)
+    blob = Blob("0" * 64, 5, b"jnull")
+    usage = Usage(0.0, 0.0, 0)
+    half.committer.put(
+        Ended(
+            held.task, held,
+            Result(held.item.task, held.item.attempt, Outcome.SUCCEEDED, outputs, None, None, 0.0, 0.0, usage, 1, "h"),
+        )
+        for held, outputs in ((odd, (("out", blob), ("out", blob))), (even, (("out", blob), ("err", blob))))
+    )  # fmt: skip
+    wait_until(lambda: half.tick() and half.committer.unwritten == 0, LONG_S, "both are written")
+    (bad,) = provenance.attempts(half.store, odd.item.task)
+    assert (bad["outcome"], bad["reason"], bad["outputs"]) == ("failed", "record", [])
+    assert "two of the outputs are called 'out'" in bad["exception"]["message"]
+    (good,) = provenance.attempts(half.store, even.item.task)
+    assert [entry["name"] for entry in good["outputs"]] == ["out", "err"]
+    records.verify(bad, SIGNER)
 
 
 def test_a_lease_whose_answer_was_lost_is_returned(half: Half) -> None:

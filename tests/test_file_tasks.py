@@ -205,7 +205,7 @@ def test_verify_names_what_is_damaged_and_who_needs_it(project: pilot.Project, t
         assert damage["named_by"] == ([] if names == [file.hash[:12]] else [f"record {made.id}:1"])
     code, text = say("verify", made.id)
     assert code == 1
-    assert f"{file.hash}: '{path}' has other bytes" in text
+    assert f"{file.hash}: the object '{path}' does not have the hash that names it" in text
     assert f"named by record {made.id}:1" in text
     path.unlink()
     assert f"{file.hash}: the object repository has no file" in say("verify", made.id)[1]

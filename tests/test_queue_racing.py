@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pilot.states import Outcome
-from pilot.store import dependants
+from pilot.store import dependants, tasks
 from pilot.store.mongo import Store
 from tests import queue_racers as racers
 from tests import queue_rig as rig
@@ -119,3 +119,28 @@ def test_failures_cancels_retries_and_sweeps_all_at_once(store: Store, race: Rac
     assert set(successes(store).values()) == {1}
     assert len(successes(store)) == total
     rig.quiesce(store)
+
+
+@pytest.mark.any_documents
+def test_rival_records_of_the_same_attempts_leave_each_value_one_creator(store: Store, race: Race) -> None:
+    """Two pools, a frozen one and a replay: whoever writes the record of an attempt first made its outputs."""
+    names = [f"t{n}" for n in range(400)]
+    rivals = {f"pool-{n}": names[:: -1 if n % 2 else 1] for n in range(4)}
+    counted = dict(zip(rivals, race(*((racers.claim, token, order) for token, order in rivals.items())), strict=True))
+    assert sorted(name for mine in counted.values() for name in mine) == sorted(names)
+    creators = {doc["task"]: doc["token"] for doc in store.provenance.find({}, ["task", "token"])}
+    assert creators == {name: token for token, mine in counted.items() for name in mine}
+    assert store.provenance.count_documents({}) == len(names)
+    assert sum(map(bool, counted.values())) > 1, "one of them wrote all: nothing was raced"
+
+
+def test_people_who_write_on_the_same_tasks_lose_nothing(store: Store, race: Race) -> None:
+    ids = [f"t{n}" for n in range(50)]
+    rig.submit(store, *map(task, ids))
+    race((racers.remark, "x", ids), (racers.remark, "y", ids), (racers.drain, "pool", len(ids)))
+    kept = {f"{name}.{number}" for name in "xy" for number in range(0, 10, 2)}
+    for doc in store.tasks.find({}):
+        assert (set(doc["tags"]), set(doc["groups"]), doc["state"]) == (kept, kept, "done")
+        assert len(doc["tags"]) == len(doc["groups"]) == len(kept)
+    notes = tasks.get(store, ids[:1])[ids[0]]["notes"]
+    assert sorted(note["text"] for note in notes) == sorted(f"{name} {number}" for name in "xy" for number in range(10))

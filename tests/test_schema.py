@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 
@@ -103,6 +104,18 @@ BROKEN: dict[str, tuple[str, Document, str]] = {
     "upstream of nobody": ("u", {"$set": {"pending": ["p"]}}, "task u: failed upstream, but no parent"),
     "a source that is missing": ("p:1", _source("no:1", "h"), "task p: .*'no:1', which does not exist"),
     "a source not official": ("p:1", _source("r:1", "h"), "task p: .*'r:1', which is not the official one"),
+    "two outputs of one name": (
+        "p:1",
+        {"$push": {"outputs": {"name": "result", "hash": "h"}}},
+        "task p: record p:1 has two inputs, or two outputs, of one name",
+    ),
+    "two inputs of one name": (
+        "p:1",
+        {"$set": {"inputs": [{"name": "x", "hash": "h"}, {"name": "x", "hash": "i"}]}},
+        "task p: record p:1 has two inputs, or two outputs, of one name",
+    ),
+    "a record under another's id": ("p:1", {"$set": {"attempt": 2}}, "task p: record p:1 is of another attempt"),
+    "a record that came from itself": ("p:1", _source("p:1", "h"), "task p: its record came from itself: p:1 ← p:1"),
     "another content": ("bad:1", _source("p:1", "other"), "task bad: .*'p:1' has no output 'result' with hash other"),
 }
 """What is changed (a record, if there is a colon in its id; deleted, if there is no update), and what is said of it."""
@@ -140,3 +153,19 @@ def test_markers_excuse_what_is_being_seen_to(store: Store, a: str) -> None:
     tasks.finish(store, ends, NOW)
     assert state(store, "c") == "waiting"
     assert invariants.violations(store) == []
+
+
+def test_a_cycle_is_found_wherever_it_begins(store: Store, a: str) -> None:
+    """And a chain is none, though half of its links lead from one task to another whose id is larger."""
+    names = ["t-9", "t-10", "s-3", "u-1", "t-2"]
+    submit(store, *map(task, names))
+    run(store, a, **dict.fromkeys(names, Outcome.SUCCEEDED))
+    store.provenance.update_many({}, {"$set": {"outputs": [{"name": "result", "hash": "h"}]}})
+    for name, parent in itertools.pairwise(names):
+        store.provenance.update_one({"_id": f"{name}:1"}, _source(f"{parent}:1", "h"))
+    assert invariants.violations(store) == []
+    store.provenance.update_one({"_id": "t-2:1"}, _source("t-10:1", "h"))
+    found = invariants.violations(store)
+    wipe(store)
+    assert len(found) == 1
+    assert re.match(r"task \S+: its record came from itself: (\S+:1 ← ){4}\S+:1$", found[0]), found

@@ -57,6 +57,10 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "invalidate": Entry("control", "invalidate", "Let results not be taken for equal tasks."),
     },
     "Provenance": {
+        "graph": Entry("graph", "graph", "Show what a result came from, and what was made of it."),
+        "tag": Entry("remarks", "tag", "Add tags to tasks, or remove them."),
+        "note": Entry("remarks", "note", "Write a note on tasks, or read what was written."),
+        "group": Entry("remarks", "group", "Put tasks into groups, take them out, list groups."),
         "verify": Entry("verify", "verify", "Check that a result and what went into it are as written."),
         "reproduce": Entry("reproduce", "reproduce", "Run a result again with the recorded code, and compare."),
     },

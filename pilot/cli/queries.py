@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from pilot.errors import StoreUnavailable
 from pilot.model import official_record
 from pilot.states import ENDED, Kind, State
 from pilot.store import provenance, tasks
@@ -14,6 +15,7 @@ from pilot.store.mongo import Store, translating
 Document = dict[str, Any]
 
 UNENDED = (State.WAITING, State.READY, State.LEASED)
+_LOOK_MS = 300
 _HINTS = {State.READY: "ready", State.LEASED: "lease"}
 """The index that holds few documents beside those of the state; `aside` holds the others."""
 
@@ -192,3 +194,27 @@ def written_until(store: Store, file: str) -> int:
         {"output_log.file": file}, {"output_log": 1}, sort=[("output_log.offset", -1)], limit=1, max_time_ms=3000
     )
     return max((doc["output_log"]["offset"] + doc["output_log"]["length"] for doc in last), default=0)
+
+
+def made(store: Store, hashes: Collection[str], but: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Return for each content a record that made it and the name of its output there.
+
+    The index over hashes is there only once somebody has asked for the graph of one; without it, it looks for a
+    third of a second at most.
+
+    Args:
+        store: the database.
+        hashes: of the contents.
+        but: records not to be named.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    query = {"outputs.hash": {"$in": list(hashes)}, "_id": {"$nin": list(but)}}
+    try:
+        with translating("look for a value", store.where):
+            for doc in store.provenance.find(query, ["outputs.hash", "outputs.name"], limit=100, max_time_ms=_LOOK_MS):
+                for entry in doc["outputs"]:
+                    if entry["hash"] in hashes:
+                        found.setdefault(entry["hash"], (doc["_id"], entry["name"]))
+    except StoreUnavailable:
+        return found
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ class Found:
     """Record id → why its signature does not fit; empty if it does."""
     sources: dict[tuple[str, str], Document]
     """(record, output) → that output, of the links that are shown."""
+    same: dict[str, tuple[str, str]]
+    """Hash of a value that a user gave → a record and its output with the same content."""
 
 
 def shown_of(entries: Any, everything: bool) -> list[Document]:
@@ -64,10 +66,16 @@ def print_all(found: Found, everything: bool) -> None:
         rows.add("invalid", f"[yellow]its result is not taken for equal tasks[/]{escaped(f': {said}' if said else '')}")
     if task.get("tags"):
         rows.add("tags", escaped(" ".join(task["tags"])))
+    if task.get("groups"):
+        rows.add("groups", escaped(", ".join(task["groups"])))
     rows.add("submitted", f"{text.age(task['submitted'], moment)} ago, {text.iso(task['submitted'])}")
     if task.get("pending"):
         shown = ", ".join(task["pending"][:4]) + (" …" if len(task["pending"]) > 4 else "")
         rows.add("waits for", f"{text.count(len(task['pending']), 'task')}: {shown}")
+    notes = task.get("notes", ())
+    for note in notes if everything else notes[-1:]:
+        more = f" ({len(notes) - 1} earlier, --all shows them)" if len(notes) > 1 and not everything else ""
+        rows.add("note", escaped(f"{text.line(note['text'], 2000)} — {note['user']}, {text.iso(note['time'])}{more}"))
     rows.print(out)
     official = official_record(task)
     shown_records = found.records if everything else found.records[-1:]
@@ -130,8 +138,8 @@ def _print_record(out: Any, found: Found, record: Document, official: bool, ever
     if record.get("exit_code") is not None:
         rows.add("exit code", str(record["exit_code"]))
     rows.print(out)
-    _print_values(out, "inputs", record["inputs"], everything, found.sources)
-    _print_values(out, "outputs", record["outputs"], everything, {})
+    _print_values(out, "inputs", record["inputs"], everything, lambda entry: _origin(entry, found))
+    _print_values(out, "outputs", record["outputs"], everything, lambda entry: (text.value(entry), ""))
     _print_exception(out, record.get("exception"))
     _print_log(out, record.get("output_log"))
 
@@ -180,15 +188,25 @@ def _software(environment: Document) -> str:
 
 
 def _print_values(
-    out: Any, title: str, entries: Any, everything: bool, sources: Mapping[tuple[str, str], Document]
+    out: Any, title: str, entries: Any, everything: bool, described: Callable[[Document], tuple[str, str]]
 ) -> None:
+    """Print inputs or outputs, a row for each: name, value, where it came from, hash.
+
+    Args:
+        out: the console.
+        title: what they are.
+        entries: as the record has them.
+        everything: all of them.
+        described: returns value, and origin in rich's markup, of one.
+    """
     if not entries:
         return
     count = entries["count"] if isinstance(entries, Mapping) else len(entries)
     shown = shown_of(entries, everything)
     rows = Rows("", "", "", "", clip=1)
     for entry in shown:
-        rows.add(*_value(entry, sources))
+        value, origin = described(entry)
+        rows.add(f"  {escaped(entry['name'])}", escaped(value), origin, f"[dim]{entry['hash'][:10]}[/]")
     out.print(f"{title} [dim]({count:,})[/]" if count > 1 else title)
     if shown:
         rows.print(out)
@@ -196,18 +214,22 @@ def _print_values(
         out.print(f"  [dim]… {count - len(shown):,} more (--all shows them)[/]")
 
 
-def _value(entry: Document, sources: Mapping[tuple[str, str], Document]) -> tuple[str, str, str, str]:
-    """Return an input or output as a row: name, value, where it came from, hash."""
-    name, digest = f"  {escaped(entry['name'])}", f"[dim]{entry['hash'][:10]}[/]"
+def _origin(entry: Document, found: Found) -> tuple[str, str]:
+    """Return an input's value, and where that came from."""
     if "source" not in entry:
-        return name, escaped(text.value(entry)), "", digest
+        same = found.same.get(entry["hash"])
+        also = f", same content as [cyan]{same[0]}[/]{escaped(_output(same[1]))}" if same else ""
+        return text.value(entry), f"[dim]given[/]{also}"
     source = entry["source"]
-    origin = sources.get((source["record"], source["output"]))
+    origin = found.sources.get((source["record"], source["output"]))
     shown = text.value(origin) if origin is not None else text.size(entry["size"])
-    output = "" if source["output"] == "result" else f" {source['output']}"
-    output += f"[{source['item']!r}]" if "item" in source else ""
+    item = f"[{source['item']!r}]" if "item" in source else ""
     parent = f" {escaped(text.line(origin['from'], 24))}" if origin is not None else ""
-    return name, escaped(shown), f"← [cyan]{source['record']}[/]{parent}{escaped(output)}", digest
+    return shown, f"← [cyan]{source['record']}[/]{parent}{escaped(_output(source['output']) + item)}"
+
+
+def _output(name: str) -> str:
+    return "" if name == "result" else f" {name}"
 
 
 def _print_exception(out: Any, exception: Document | None) -> None:
@@ -238,7 +260,7 @@ def _print_inputs_to_be(out: Any, task: Document) -> None:
     for entry in shown_of(entries, False):
         links = entry.get("links", ())
         linked = f"← {', '.join(str(link[1]) for link in links[:3])}{' …' if len(links) > 3 else ''}" if links else ""
-        rows.add(f"  {escaped(entry['name'])}", escaped(text.value(entry)), escaped(linked))
+        rows.add(f"  {escaped(entry['name'])}", escaped(text.value(entry)), escaped(linked) or "[dim]given[/]")
     out.print("inputs")
     rows.print(out)
     if len(entries) > MOST:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pilot import records, signing
+from pilot.cli import queries
 from pilot.cli.common import Command, emit, json_option, opened
 from pilot.cli.completion import tasks as complete_tasks
 from pilot.cli.sheet import Found, print_all, shown_of
@@ -18,6 +19,10 @@ from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 
 Document = dict[str, Any]
+
+_TELLING = 100
+_TELLING_BYTES = 16
+"""Of smaller values, which are numbers and the like, it says nothing that another has the same content."""
 
 
 @click.command(cls=Command)
@@ -62,8 +67,9 @@ def _find(config: ProjectConfig, store: Store, task: Document, everything: bool)
         environment = provenance.get_environment(store, digest)
         if environment is not None:
             environments[digest] = environment
-    sources = {} if everything and len(every) > 100 else _sources(store, every, objects, everything)
-    return Found(task, every, functions.get(code), environments, trusted, sources)
+    sources = {} if everything and len(every) > 100 else _sources(store, every, everything)
+    same = _same(store, every[-1:], everything)
+    return Found(task, every, functions.get(code), environments, trusted, sources, same)
 
 
 def _distrust(config: ProjectConfig, record: Document) -> str:
@@ -84,9 +90,7 @@ def _unpacked(stored: Mapping[str, Any], objects: Objects) -> Any:
         return stored
 
 
-def _sources(
-    store: Store, every: Sequence[Document], objects: Objects, everything: bool
-) -> dict[tuple[str, str], Document]:
+def _sources(store: Store, every: Sequence[Document], everything: bool) -> dict[tuple[str, str], Document]:
     """Return the outputs from which the shown inputs came."""
     links = [
         (entry["source"]["record"], entry["source"]["output"])
@@ -100,3 +104,15 @@ def _sources(
         for output in shown_of(parent["outputs"], True):
             found[name, output["name"]] = {**output, "from": parent["name"]}
     return found
+
+
+def _same(store: Store, every: Sequence[Document], everything: bool) -> dict[str, tuple[str, str]]:
+    """Return outputs with the content of inputs that were given and not linked, if they are found at once."""
+    wanted = {
+        entry["hash"]
+        for record in every
+        for entry in shown_of(record["inputs"], everything)
+        if "source" not in entry and entry["size"] >= _TELLING_BYTES
+    }
+    few = sorted(wanted)[:_TELLING]
+    return queries.made(store, few, {record["_id"] for record in every}) if few else {}

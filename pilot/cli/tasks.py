@@ -13,7 +13,7 @@ from pilot.states import State
 from pilot.store import tasks as store_tasks
 
 _FIELDS = (
-    "name", "kind", "state", "attempt", "tags", "submitted", "leased", "ended", "reason", "message", "class",
+    "name", "kind", "state", "attempt", "tags", "groups", "submitted", "leased", "ended", "reason", "message", "class",
     "priority", "retries", "official",
 )  # fmt: skip
 
@@ -23,20 +23,23 @@ STATE = click.Choice([state.value for state in State])
 @click.command(cls=Command)
 @click.option("--state", type=STATE, help="Only those in this state.")
 @click.option("--tag", metavar="T", help="Only those with this tag.")
+@click.option("--group", metavar="G", help="Only those in this group.")
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True, metavar="N", help="At most so many.")
 @json_option
-def tasks(state: str | None, tag: str | None, limit: int, as_json: bool) -> None:
+def tasks(state: str | None, tag: str | None, group: str | None, limit: int, as_json: bool) -> None:
     """List tasks, newest first."""
     with opened() as project:
         wanted = None if state is None else State(state)
-        docs = store_tasks.listing(project.store, wanted, tag, limit + 1, _FIELDS)
+        docs = store_tasks.listing(project.store, wanted, tag, limit + 1, _FIELDS, group)
         more, docs = len(docs) > limit, docs[:limit]
         errors = queries.errors(project.store, docs)
     if as_json:
         emit([_document(doc, errors) for doc in docs])
         return
     if not docs:
-        click.echo("no such task" if state or tag else "no task yet; `pilot run SCRIPT` or `pilot submit -- COMMAND`")
+        click.echo(
+            "no such task" if state or tag or group else "no task yet; `pilot run SCRIPT` or `pilot submit -- COMMAND`"
+        )
         return
     moment = now()
     tags = any("tags" in doc for doc in docs)
@@ -55,7 +58,7 @@ def tasks(state: str | None, tag: str | None, limit: int, as_json: bool) -> None
     out = console()
     rows.print(out)
     if more:
-        out.print(f"[dim]… the newest {limit}; --limit shows more, --state and --tag fewer[/]")
+        out.print(f"[dim]… the newest {limit}; --limit shows more, --state, --tag and --group fewer[/]")
 
 
 def _document(doc: dict[str, Any], errors: dict[str, str]) -> dict[str, Any]:
