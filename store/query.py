@@ -1,0 +1,415 @@
+"""Queries over records: a checked expression as MongoDB's filter, the index that serves it, and the answer as a stream.
+
+What the filter cannot say is looked up first: functions and environments, which are few, by reading them; what lies
+above and below a record, by walking there.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pymongo
+from bson import json_util
+from packaging.utils import canonicalize_name
+
+from pilot.errors import InvalidInput, StoreRejected, TaskNotFound
+from pilot.expression import And, Compare, Holds, Not, Or, Tree, Walk, compares, positive
+from pilot.fields import FIELDS, Field, Home, Type
+from pilot.plain import FORM
+from pilot.records import Get, unpack
+from pilot.store import lineage, schema
+from pilot.store.mongo import Store, translating
+from pilot.store.tasks import Document
+
+ANSWER_S = 600.0
+"""How long the store may take for one part of an answer: without an index it reads all records for it."""
+
+_PART = 100
+"""Records that are fetched at once: the first ones of an answer are there early."""
+
+_PREFIX = re.compile(r"\^(?:\\\W|[^\\\W])[^|]*")
+"""A regular expression that says how what it finds begins: an index serves it."""
+
+_UNSERVED = ("!=", "not in", "exists")
+
+
+class Query(NamedTuple):
+    """A filter over records."""
+
+    filter: Document
+    indexes: frozenset[str] | None
+    """Names of the indexes that lead to what it finds; none: `_id` does; None: all records have to be read."""
+
+
+def compiled(store: Store, get: Get, tree: Tree, values: Sequence[str] = ()) -> Query:
+    """Return an expression as a filter.
+
+    Args:
+        store: the database, in which functions, environments and lineage are looked up.
+        get: reads an object.
+        tree: the expression.
+        values: names of the indexes over values that there are; see `schema.value_index`.
+
+    Raises:
+        InvalidInput: too much lies above or below a record, or a shortened hash fits several; the message tells how to
+            narrow it.
+        TaskNotFound: no record of a task, or a shortened id fits several.
+        ObjectMissing, ObjectCorrupt: a list of inputs is gone.
+    """
+    served = _served(tree, values)
+    return Query(_Compiler(store, get).filter(tree), None if served is None else served[1])
+
+
+class _Compiler:
+    """Makes filters of the parts of a tree."""
+
+    def __init__(self, store: Store, get: Get) -> None:
+        self._store = store
+        self._get = get
+
+    def filter(self, tree: Tree) -> Document:
+        match tree:
+            case And(parts):
+                return {"$and": [self.filter(part) for part in parts]}
+            case Or(parts):
+                return {"$or": [self.filter(part) for part in parts]}
+            case Not(part):
+                return {"$nor": [self.filter(part)]}
+            case Walk():
+                return {"_id": {"$in": self._walked(tree)}}
+            case Holds():
+                return self._holders(tree)
+        opposite = positive(tree)
+        if opposite is None:
+            return self._compare(tree)
+        others: Document = {"$nor": [self._compare(opposite)]}
+        if tree.field.name == "tags":  # there are none rather than that they are not there
+            return others
+        return {"$and": [self._compare(Compare(tree.field, "exists")), others]}
+
+    def _compare(self, term: Compare) -> Document:
+        match term.field.home:
+            case Home.FUNCTION:
+                return {"function": {"$in": self._named(term)}}
+            case Home.ENVIRONMENT:
+                return {"environment": {"$in": self._named(term)}}
+            case Home.RECORD:
+                return _on_record(term)
+        return _on_value(term)
+
+    def _named(self, term: Compare) -> list[str]:
+        """Return the hashes of those functions or environments of which a term is true."""
+        field = term.field
+        functions = field.home is Home.FUNCTION
+        collection = self._store.functions if functions else self._store.environments
+        names = ["module", field.dotted] if functions else [field.path[0]]
+        with translating("read functions and environments", self._store.where):
+            return [
+                doc["_id"]
+                for doc in collection.find({}, names)
+                if any(compares(term, text) for text in described(doc, field))
+            ]
+
+    def _walked(self, walk: Walk) -> list[str]:
+        starts = _records_of(self._store, walk.start)
+        way = lineage.ancestors if walk.up else lineage.descendants
+        found = way(self._store, self._get, starts, walk.within, lineage.LIMIT)
+        if found.cut == "limit":
+            words = "ancestor of" if walk.up else "descends from"
+            raise InvalidInput(
+                f"more than {lineage.LIMIT:,} records are {'above' if walk.up else 'below'} {walk.start!r}, too many to "
+                f"search: say how far to go ({words} {walk.start} within 3), or begin nearer to what is looked for"
+            )
+        return [name for name, distance in found.distance.items() if distance]
+
+    def _holders(self, term: Holds) -> Document:
+        lists, digest = f"{term.home}.hash", term.hash
+        packed: Document = {f"{term.home}.object": {"$type": "string"}}
+        schema.ensure(self._store, term.home, *(["joins"] if term.home is Home.INPUTS else []))
+        known = _hashes(self._store, term.home, digest)
+        joins = []
+        with translating("read lists of inputs", self._store.where):
+            for doc in self._store.provenance.find(packed, [term.home]) if term.home is Home.INPUTS else ():
+                for entry in unpack(doc[term.home], self._get):
+                    if entry["hash"].startswith(digest):
+                        known.add(entry["hash"])
+                        joins.append(doc["_id"])
+        if len(known) > 1:
+            raise InvalidInput(f"{digest!r} fits several values ({', '.join(sorted(known)[:3])}, …): give more of the hash")
+        inline: Document = {lists: {"$in": sorted(known)}}
+        return {"$or": [inline, {"_id": {"$in": joins}}]} if joins else inline
+
+
+def _hashes(store: Store, home: Home, beginning: str) -> set[str]:
+    """Return the hashes of inputs or outputs that begin so, two at most."""
+    found: set[str] = set()
+    with translating("look for a value", store.where):
+        for _ in range(2):
+            bounds: Document = {"$gte": beginning, "$lt": beginning + "g", "$nin": sorted(found)}
+            doc = store.provenance.find_one({home: {"$elemMatch": {"hash": bounds}}}, [f"{home}.hash"])
+            if doc is None:
+                break
+            hashes = {entry["hash"] for entry in doc[home]}
+            found |= {digest for digest in hashes if digest.startswith(beginning)}
+    return found
+
+
+@translating("look for a record")
+def _records_of(store: Store, text: str) -> list[str]:
+    """Return the ids of the records that are meant: one, or all of a task, whose id may be shortened.
+
+    Raises:
+        TaskNotFound: none, or of several tasks.
+    """
+
+    def first(least: str, below: str, limit: int) -> list[str]:
+        found = store.provenance.find({"_id": {"$gte": least, "$lt": below}}, ["_id"], sort=[("_id", 1)], limit=limit)
+        return [doc["_id"] for doc in found]
+
+    if ":" in text:
+        exact = store.provenance.find_one({"_id": text}, ["_id"])
+        if exact is None:
+            raise TaskNotFound(f"there is no record {text!r} in this project; `pilot find` lists them")
+        return [text]
+    if not (every := first(f"{text}:", f"{text};", 0)) and (one := first(text, text + "\uffff", 1)):
+        task = one[0].rpartition(":")[0]
+        if other := first(f"{task};", text + "\uffff", 1):
+            raise TaskNotFound(f"{text!r} fits several tasks ({task}, {other[0].rpartition(':')[0]}, …): give more of it")
+        every = first(f"{task}:", f"{task};", 0)
+    if not every:
+        raise TaskNotFound(f"there is no record of a task {text!r} in this project; `pilot find` lists them")
+    return every
+
+
+# -- terms ----------------------------------------------------------------------------------------
+
+
+def described(doc: Mapping[str, Any], field: Field) -> list[str]:
+    """Return what the document of a function or environment says of a field; a function has a short and a long name."""
+    found: Any = doc
+    for step in field.path:
+        if field.path[0] == "packages" and found is doc.get("packages"):
+            found = {canonicalize_name(name): version for name, version in found.items()}
+            step = canonicalize_name(step)
+        found = found.get(step) if isinstance(found, Mapping) else None
+    if found is None:
+        return []
+    return [found, f"{doc['module']}.{found}"] if field.name == "function" else [str(found)]
+
+
+def _condition(op: str, value: Any) -> Document:
+    match op:
+        case "==":
+            return {"$type": "null"} if value is None else {"$eq": value}
+        case "in":
+            return {"$in": value}
+        case "~":
+            return {"$regex": value.regex, "$options": "i" if value.any_case else ""}
+        case "exists":
+            return {"$exists": True}
+    return {{"<": "$lt", "<=": "$lte", ">": "$gt", ">=": "$gte"}[op]: value}
+
+
+def _on_record(term: Compare) -> Document:
+    if term.field.name == "task" and term.op in ("==", "in"):  # the ids of a task's records begin with its own
+        tasks = term.value if term.op == "in" else [term.value]
+        ranges: list[Document] = [{"_id": {"$gte": f"{task}:", "$lt": f"{task};"}} for task in tasks]
+        return {"$or": ranges} if len(ranges) > 1 else ranges[0]
+    return {term.field.dotted: _condition(term.op, term.value)}
+
+
+def _on_value(term: Compare) -> Document:
+    """Return a filter on an input or output, in any of the forms in which plain data is kept (`pilot.plain`)."""
+    field, op, value = term.field, term.op, term.value
+    name, *steps = field.path
+    if op == "in":
+        return {"$or": [_on_value(Compare(field, "==", one)) for one in value]}
+    named: Document = {f"{field.home}.name": name}
+    if op == "exists" and not steps:
+        return named
+    condition = _condition(op, value)
+    found: list[Document] = []
+    for key in ways(steps, field.name):
+        found.append({key: condition})
+        if isinstance(value, list):
+            found.append({key: {"$eq": {FORM: ["tuple", value]}}})
+        elif isinstance(value, int | float):
+            found.append({f"{key}.{FORM}.2": condition, f"{key}.{FORM}.0": "numpy"})
+        elif value is not None:
+            found.append({f"{key}.{FORM}.1": condition, f"{key}.{FORM}.0": "path"})
+    entries: list[Document] = [{field.home: {"$elemMatch": {"name": name, **one}}} for one in found]
+    # That the name is in the list says nothing new, but is what an index over values asks for.
+    return {**named, "$or": entries} if len(entries) > 1 else {**named, **entries[0]}
+
+
+def ways(steps: Sequence[str], name: str) -> list[str]:
+    """Return the paths at which these steps into a value end; an item may be that of a list or of a tuple."""
+    found = ["value"]
+    for step in steps:
+        found = [f"{way}.{one}" for way in found for one in ([step, f"{FORM}.1.{step}"] if step.isdigit() else [step])]
+        if len(found) > 16:
+            raise InvalidInput(f"{name} asks for items of items more than four deep, which is too much")
+    return found
+
+
+# -- indexes --------------------------------------------------------------------------------------
+
+_BEST = (
+    Home.INPUTS.value, Home.OUTPUTS.value, "", "tags", "name", "function", "exception.type", "host", "job", "pilot",
+    "environment", "outcome", "submitted", "started", "finished",
+)  # fmt: skip
+"""Indexes that terms lead to, those that are likely to find least first; "" stands for those over values."""
+
+
+def _served(tree: Tree, values: Sequence[str]) -> tuple[int, frozenset[str]] | None:
+    """Return the indexes that lead to what a tree finds, with a number that is small if they lead to little."""
+    match tree:
+        case Walk():
+            return -1, frozenset()
+        case Holds(home):
+            return _BEST.index(home), frozenset([home])
+        case And(parts):
+            return min(filter(None, (_served(part, values) for part in parts)), default=None, key=lambda one: one[0])
+        case Or(parts):
+            every = [_served(part, values) for part in parts]
+            some = [one for one in every if one is not None]
+            if len(some) < len(every):
+                return None
+            return max(rank for rank, _ in some), frozenset[str]().union(*(names for _, names in some))
+        case Not():
+            return None
+    field, op = tree.field, tree.op
+    if op in _UNSERVED or (op == "~" and (tree.value.any_case or not _PREFIX.fullmatch(tree.value.regex))):
+        return None
+    if field.name == "id" or (field.name == "task" and op in ("==", "in")):
+        return -1, frozenset()
+    if field.home in (Home.INPUTS, Home.OUTPUTS):
+        name = next((name for name in values if f"{index_name(field)}.".startswith(f"{name}.")), None)
+        return None if name is None else (_BEST.index(""), frozenset([name]))
+    name = index_of(field)
+    return None if name is None else (_BEST.index(name), frozenset([name]))
+
+
+def index_of(field: Field) -> str | None:
+    """Return the name of the index over a field of all records, if one can be made."""
+    if field.home is Home.FUNCTION or field.name == "function.hash":
+        return "function"
+    if field.home is Home.ENVIRONMENT:
+        return "environment"
+    return field.name if field.home is Home.RECORD and field.name in schema.RECORD_INDEXES else None
+
+
+def index_name(field: Field) -> str:
+    """Return what the index over one input or output, or a part of it, is called."""
+    return ".".join((field.home, *field.path))
+
+
+# -- answers --------------------------------------------------------------------------------------
+
+
+class Order(NamedTuple):
+    """By what an answer is sorted."""
+
+    field: Field
+    down: bool
+
+
+NEWEST = Order(FIELDS["finished"], True)
+
+
+def raw(text: str) -> Document:
+    """Read a filter of MongoDB's own, in its extended JSON: a time is ``{"$date": "2026-03-01T12:00:00Z"}``.
+
+    Raises:
+        InvalidInput: it is not a JSON object.
+    """
+    try:
+        found: Any = json_util.loads(text, json_util.JSONOptions(tz_aware=True))
+    except (ValueError, TypeError, KeyError, ArithmeticError) as exc:
+        raise InvalidInput(f"cannot read the filter {text!r}: it is not JSON: {exc}") from exc
+    if not isinstance(found, dict):
+        raise InvalidInput(f"the filter {text!r} is not a JSON object")
+    return found
+
+
+def cursor(
+    store: Store, filter: Document, order: Order, limit: int | None = None, fields: Sequence[str] | None = None
+) -> Any:
+    """Return the driver's cursor over records that fit a filter.
+
+    Args:
+        store: the database.
+        filter: of `compiled`, or MongoDB's own.
+        order: records without the field come first, or last if it goes down; sorted by a value, always last.
+        limit: at most so many.
+        fields: parts of records that are read; None: all.
+    """
+    if order.field.home in (Home.INPUTS, Home.OUTPUTS):
+        return store.provenance.aggregate(_sorted_by_value(filter, order, limit, fields), allowDiskUse=True)
+    path, direction = order.field.dotted, -1 if order.down else 1
+    found = store.provenance.find(filter, fields, sort=[(path, direction)], limit=limit or 0)
+    return found.allow_disk_use(True)
+
+
+def _sorted_by_value(filter: Document, order: Order, limit: int | None, fields: Sequence[str] | None) -> list[Document]:
+    """Return the pipeline that sorts by what stands in one entry of a list."""
+    name, *steps = order.field.path
+    entries = f"${order.field.home}"
+    listed = {"$cond": [{"$isArray": entries}, entries, []]}
+    here = {"$filter": {"input": listed, "cond": {"$eq": ["$$this.name", name]}}}
+    value: Any = {"$getField": {"field": "value", "input": {"$first": here}}}
+    for step in steps:
+        item = {"$arrayElemAt": [_list_of("$$v"), int(step)]} if step.isdigit() else None
+        key = {"$getField": {"field": step, "input": "$$v"}}
+        either = key if item is None else {"$cond": [{"$isArray": _list_of("$$v")}, item, key]}
+        value = {"$let": {"vars": {"v": value}, "in": either}}
+    form = {"$getField": {"field": FORM, "input": "$$v"}}
+    number = {"$cond": [{"$isArray": form}, {"$arrayElemAt": [form, -1]}, "$$v"]}
+    by = {"$let": {"vars": {"v": value}, "in": number}}
+    none = {"$lte": ["$_by", None]}
+    stages: list[Document] = [{"$match": filter}, {"$set": {"_by": by}}, {"$set": {"_none": none}}]
+    stages.append({"$sort": {"_none": 1, "_by": -1 if order.down else 1}})
+    stages += [{"$limit": limit}] if limit else []
+    return [*stages, {"$unset": ["_by", "_none"]} if fields is None else {"$project": dict.fromkeys(fields, 1)}]
+
+
+def _list_of(value: str) -> Document:
+    """Return the list that a value is, or that its form as a tuple holds."""
+    form = {"$getField": {"field": FORM, "input": value}}
+    return {"$cond": [{"$isArray": form}, {"$arrayElemAt": [form, 1]}, value]}
+
+
+def stream(store: Store, found: Any) -> Iterator[Document]:
+    """Yield what a cursor finds, as it comes.
+
+    Raises:
+        InvalidInput: the store does not understand the filter.
+        StoreUnavailable: it was lost on the way, or took longer than `ANSWER_S` for a part.
+    """
+    with found:
+        while True:
+            with _answering(store):
+                part = list(itertools.islice(found, _PART))
+            if not part:
+                return
+            yield from part
+
+
+def count(store: Store, filter: Document) -> int:
+    """Return how many records fit a filter."""
+    with _answering(store):
+        return store.provenance.count_documents(filter)
+
+
+@contextmanager
+def _answering(store: Store) -> Iterator[None]:
+    """Wait long enough for the answer; let the store's refusal of a filter be what a user can mend."""
+    try:
+        with translating("find records", store.where), pymongo.timeout(ANSWER_S):
+            yield
+    except StoreRejected as exc:
+        raise InvalidInput(f"{str(exc).rpartition(';')[0]}; the store does not understand the filter") from exc
