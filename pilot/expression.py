@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, NoReturn, TypeAlias
 from packaging.version import InvalidVersion, Version
 
 from pilot.errors import ExpressionError, InvalidInput
-from pilot.fields import CHOICES, Field, Home, Type, field_of, near
+from pilot.fields import CHOICES, NAME, Field, Home, Type, field_of, near
 from pilot.resources import parse_duration, parse_size
 
 # -- the tree -------------------------------------------------------------------------------------
@@ -100,6 +100,15 @@ def parse(text: str, now: datetime) -> Tree:
     return _Parser(text, now).whole()
 
 
+def parse_field(text: str) -> Field:
+    """Read the name of one field.
+
+    Raises:
+        ExpressionError: there is none of this name.
+    """
+    return _Parser(text, datetime.max).only_field()
+
+
 def positive(term: Compare) -> Compare | None:
     """Return the opposite of a term with ``!=`` or ``not in``, of others None."""
     opposite = {"!=": "==", "not in": "in"}.get(term.op)
@@ -128,7 +137,6 @@ def compares(term: Compare, found: str | None) -> bool:
 
 _SPACE = re.compile(r"\s*")
 _WORD = re.compile(r"[A-Za-z_]\w*")
-_STEP = re.compile(r"[\w-]+")
 _OP = re.compile(r"==|!=|<=|>=|<|>|~|(?:in|exists)\b|not\s+in\b")
 _QUOTED = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'", re.DOTALL)
 _BARE = re.compile(r"[^\s()\[\],\"']+")
@@ -160,6 +168,15 @@ class _Parser:
         if not self._ended():
             self._fail(f"expected and, or, or the end{self._hint()}")
         return tree
+
+    def only_field(self) -> Field:
+        word = _WORD.match(self._text, self._skip())
+        if word is None:
+            self._fail("expected the name of a field")
+        field = self._field(word)
+        if not self._ended():
+            self._fail("expected nothing after the name of a field")
+        return field
 
     # -- logic ------------------------------------------------------------------------------------
 
@@ -230,10 +247,10 @@ class _Parser:
         while True:
             if self._text.startswith(".", self._at):
                 self._at += 1
-                steps.append(self._quoted() or self._found(_STEP, "expected a name after the dot, perhaps in quotes"))
+                steps.append(self._quoted() or self._found(NAME, "expected a name after the dot, perhaps in quotes"))
             elif self._text.startswith("[", self._at):
                 self._at += 1
-                steps.append(self._found(_STEP, "expected the number of an item"))
+                steps.append(self._found(NAME, "expected the number of an item"))
                 if not self._symbol("]"):
                     self._fail("expected ]")
             else:

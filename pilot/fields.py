@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from enum import StrEnum
 from typing import NamedTuple
 
 from pilot.errors import InvalidInput
 from pilot.states import Kind, Outcome
+
+
+NAME = re.compile(r"[\w-]+")
+"""What needs no quotes after a dot."""
 
 
 class Type(StrEnum):
@@ -53,6 +58,18 @@ class Field(NamedTuple):
     def dotted(self) -> str:
         """The path as the database writes it."""
         return ".".join(self.path)
+
+    @property
+    def of_value(self) -> bool:
+        """Whether it is an input or output, or a part of one."""
+        return self.home in (Home.INPUTS, Home.OUTPUTS)
+
+    @property
+    def plain_name(self) -> str:
+        """The name in the one way of several in which it can be written."""
+        if not self.of_value:
+            return self.name
+        return ".".join((self.home, *(step if NAME.fullmatch(step) else f'"{step}"' for step in self.path)))
 
 
 def _fields(home: Home, *rows: tuple[str, Type, str]) -> dict[str, Field]:

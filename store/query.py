@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from pilot.errors import InvalidInput, StoreRejected, TaskNotFound
 from pilot.expression import And, Compare, Holds, Not, Or, Tree, Walk, compares, positive
-from pilot.fields import FIELDS, Field, Home, Type
+from pilot.fields import FIELDS, Field, Home
 from pilot.plain import FORM
 from pilot.records import Get, unpack
 from pilot.store import lineage, schema
@@ -52,7 +52,7 @@ def compiled(store: Store, get: Get, tree: Tree, values: Sequence[str] = ()) -> 
         store: the database, in which functions, environments and lineage are looked up.
         get: reads an object.
         tree: the expression.
-        values: names of the indexes over values that there are; see `schema.value_index`.
+        values: names of the indexes over values that there are; see `value_indexes`.
 
     Raises:
         InvalidInput: too much lies above or below a record, or a shortened hash fits several; the message tells how to
@@ -103,16 +103,11 @@ class _Compiler:
 
     def _named(self, term: Compare) -> list[str]:
         """Return the hashes of those functions or environments of which a term is true."""
-        field = term.field
-        functions = field.home is Home.FUNCTION
-        collection = self._store.functions if functions else self._store.environments
-        names = ["module", field.dotted] if functions else [field.path[0]]
-        with translating("read functions and environments", self._store.where):
-            return [
-                doc["_id"]
-                for doc in collection.find({}, names)
-                if any(compares(term, text) for text in described(doc, field))
-            ]
+        return [
+            digest
+            for digest, texts in _described(self._store, term.field)
+            if any(compares(term, text) for text in texts)
+        ]
 
     def _walked(self, walk: Walk) -> list[str]:
         starts = _records_of(self._store, walk.start)
@@ -121,26 +116,28 @@ class _Compiler:
         if found.cut == "limit":
             words = "ancestor of" if walk.up else "descends from"
             raise InvalidInput(
-                f"more than {lineage.LIMIT:,} records are {'above' if walk.up else 'below'} {walk.start!r}, too many to "
-                f"search: say how far to go ({words} {walk.start} within 3), or begin nearer to what is looked for"
+                f"more than {lineage.LIMIT:,} records are {'above' if walk.up else 'below'} {walk.start!r}, too "
+                f"many: say how far to go ({words} {walk.start} within 3), or begin nearer to what is looked for"
             )
         return [name for name, distance in found.distance.items() if distance]
 
     def _holders(self, term: Holds) -> Document:
-        lists, digest = f"{term.home}.hash", term.hash
-        packed: Document = {f"{term.home}.object": {"$type": "string"}}
-        schema.ensure(self._store, term.home, *(["joins"] if term.home is Home.INPUTS else []))
+        used, digest = term.home is Home.INPUTS, term.hash
+        schema.ensure(self._store, *(("used", "joins") if used else ("made",)))
         known = _hashes(self._store, term.home, digest)
         joins = []
+        packed: Document = {"inputs.object": {"$type": "string"}}
         with translating("read lists of inputs", self._store.where):
-            for doc in self._store.provenance.find(packed, [term.home]) if term.home is Home.INPUTS else ():
-                for entry in unpack(doc[term.home], self._get):
+            for doc in self._store.provenance.find(packed, ["inputs"]) if used else ():
+                for entry in unpack(doc["inputs"], self._get):
                     if entry["hash"].startswith(digest):
                         known.add(entry["hash"])
                         joins.append(doc["_id"])
         if len(known) > 1:
-            raise InvalidInput(f"{digest!r} fits several values ({', '.join(sorted(known)[:3])}, …): give more of the hash")
-        inline: Document = {lists: {"$in": sorted(known)}}
+            raise InvalidInput(
+                f"{digest!r} fits several values ({', '.join(sorted(known)[:3])}, …): give more of the hash"
+            )
+        inline: Document = {f"{term.home}.hash": {"$in": sorted(known)}}
         return {"$or": [inline, {"_id": {"$in": joins}}]} if joins else inline
 
 
@@ -178,7 +175,9 @@ def _records_of(store: Store, text: str) -> list[str]:
     if not (every := first(f"{text}:", f"{text};", 0)) and (one := first(text, text + "\uffff", 1)):
         task = one[0].rpartition(":")[0]
         if other := first(f"{task};", text + "\uffff", 1):
-            raise TaskNotFound(f"{text!r} fits several tasks ({task}, {other[0].rpartition(':')[0]}, …): give more of it")
+            raise TaskNotFound(
+                f"{text!r} fits several tasks ({task}, {other[0].rpartition(':')[0]}, …): give more of it"
+            )
         every = first(f"{task}:", f"{task};", 0)
     if not every:
         raise TaskNotFound(f"there is no record of a task {text!r} in this project; `pilot find` lists them")
@@ -188,17 +187,25 @@ def _records_of(store: Store, text: str) -> list[str]:
 # -- terms ----------------------------------------------------------------------------------------
 
 
-def described(doc: Mapping[str, Any], field: Field) -> list[str]:
-    """Return what the document of a function or environment says of a field; a function has a short and a long name."""
-    found: Any = doc
-    for step in field.path:
-        if field.path[0] == "packages" and found is doc.get("packages"):
-            found = {canonicalize_name(name): version for name, version in found.items()}
-            step = canonicalize_name(step)
-        found = found.get(step) if isinstance(found, Mapping) else None
-    if found is None:
-        return []
-    return [found, f"{doc['module']}.{found}"] if field.name == "function" else [str(found)]
+def descriptions(store: Store, field: Field) -> dict[str, str]:
+    """Return what each function or environment that has it says of a field, by hash."""
+    return {digest: texts[0] for digest, texts in _described(store, field) if texts}
+
+
+def _described(store: Store, field: Field) -> Iterator[tuple[str, list[str]]]:
+    """Yield the hash of each function or environment, and what it says of a field; functions have a long name too."""
+    functions = field.home is Home.FUNCTION
+    collection = store.functions if functions else store.environments
+    with translating("read functions and environments", store.where):
+        for doc in list(collection.find({}, ["module", field.dotted] if functions else [field.path[0]])):
+            found: Any = doc
+            for step in field.path:
+                found = found.get(step) if isinstance(found, Mapping) else None
+            if found is None and field.path[0] == "packages":  # typing_extensions is typing-extensions
+                wanted, packages = canonicalize_name(".".join(field.path[1:])), doc.get("packages", {})
+                found = next((packages[name] for name in packages if canonicalize_name(name) == wanted), None)
+            texts = [] if found is None else [str(found)]
+            yield doc["_id"], [*texts, f"{doc['module']}.{found}"] if texts and field.name == "function" else texts
 
 
 def _condition(op: str, value: Any) -> Document:
@@ -258,11 +265,12 @@ def ways(steps: Sequence[str], name: str) -> list[str]:
 
 # -- indexes --------------------------------------------------------------------------------------
 
+_EQUAL, _RANGE = "one value", "values in a range"
 _BEST = (
-    Home.INPUTS.value, Home.OUTPUTS.value, "", "tags", "name", "function", "exception.type", "host", "job", "pilot",
-    "environment", "outcome", "submitted", "started", "finished",
+    "used", "made", _EQUAL, "tags", "name", "function", "exception.type", "host", "job", "pilot",
+    _RANGE, "environment", "outcome", "submitted", "started", "finished",
 )  # fmt: skip
-"""Indexes that terms lead to, those that are likely to find least first; "" stands for those over values."""
+"""Indexes that terms lead to, those that are likely to find least first."""
 
 
 def _served(tree: Tree, values: Sequence[str]) -> tuple[int, frozenset[str]] | None:
@@ -271,7 +279,8 @@ def _served(tree: Tree, values: Sequence[str]) -> tuple[int, frozenset[str]] | N
         case Walk():
             return -1, frozenset()
         case Holds(home):
-            return _BEST.index(home), frozenset([home])
+            name = "used" if home is Home.INPUTS else "made"
+            return _BEST.index(name), frozenset([name])
         case And(parts):
             return min(filter(None, (_served(part, values) for part in parts)), default=None, key=lambda one: one[0])
         case Or(parts):
@@ -287,11 +296,12 @@ def _served(tree: Tree, values: Sequence[str]) -> tuple[int, frozenset[str]] | N
         return None
     if field.name == "id" or (field.name == "task" and op in ("==", "in")):
         return -1, frozenset()
-    if field.home in (Home.INPUTS, Home.OUTPUTS):
-        name = next((name for name in values if f"{index_name(field)}.".startswith(f"{name}.")), None)
-        return None if name is None else (_BEST.index(""), frozenset([name]))
-    name = index_of(field)
-    return None if name is None else (_BEST.index(name), frozenset([name]))
+    if field.of_value:
+        over = next((name for name in values if f"{field.plain_name}.".startswith(f"{name}.")), None)
+        rank = _BEST.index(_EQUAL if op in ("==", "in") else _RANGE)
+        return None if over is None else (rank, frozenset([over]))
+    over = index_of(field)
+    return None if over is None else (_BEST.index(over), frozenset([over]))
 
 
 def index_of(field: Field) -> str | None:
@@ -303,9 +313,29 @@ def index_of(field: Field) -> str | None:
     return field.name if field.home is Home.RECORD and field.name in schema.RECORD_INDEXES else None
 
 
-def index_name(field: Field) -> str:
-    """Return what the index over one input or output, or a part of it, is called."""
-    return ".".join((field.home, *field.path))
+def value_indexes(store: Store) -> list[str]:
+    """Return the names of the indexes over values."""
+    return [name for name in schema.record_indexes(store) if name.startswith((f"{Home.INPUTS}.", f"{Home.OUTPUTS}."))]
+
+
+def add_index(store: Store, field: Field) -> None:
+    """Make the index that serves queries on a field, if there is none; may take minutes for millions of records.
+
+    Raises:
+        InvalidInput: there is none for this field.
+    """
+    if field.of_value:
+        if any(step.isdigit() for step in field.path[1:]):
+            raise InvalidInput(f"{field.name} is an item of a list: make an index over the list itself")
+        schema.make(store, [schema.value_index(field)])
+        return
+    name = index_of(field)
+    if name is None:
+        able = sorted({other for one in FIELDS.values() if (other := index_of(one))})
+        raise InvalidInput(
+            f"no index is made over {field.name}; over {', '.join(able)}, inputs.NAME, outputs.NAME, yes"
+        )
+    schema.ensure(store, name)
 
 
 # -- answers --------------------------------------------------------------------------------------
@@ -348,7 +378,7 @@ def cursor(
         limit: at most so many.
         fields: parts of records that are read; None: all.
     """
-    if order.field.home in (Home.INPUTS, Home.OUTPUTS):
+    if order.field.of_value:
         return store.provenance.aggregate(_sorted_by_value(filter, order, limit, fields), allowDiskUse=True)
     path, direction = order.field.dotted, -1 if order.down else 1
     found = store.provenance.find(filter, fields, sort=[(path, direction)], limit=limit or 0)

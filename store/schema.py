@@ -21,6 +21,7 @@ from pymongo import ASCENDING, IndexModel
 from pymongo.errors import OperationFailure
 
 from pilot.errors import SchemaMismatch, SignatureError
+from pilot.fields import Field
 from pilot.model import SCHEMA
 from pilot.states import Kind, State
 from pilot.store.mongo import Store, translating
@@ -79,8 +80,8 @@ RECORD_INDEXES: dict[str, IndexModel] = {
         IndexModel(
             [("inputs.object", ASCENDING)], name="joins", partialFilterExpression={"inputs.object": {"$type": "string"}}
         ),
-        IndexModel([("inputs.hash", ASCENDING)], name="inputs"),
-        IndexModel([("outputs.hash", ASCENDING)], name="outputs"),
+        IndexModel([("outputs.hash", ASCENDING)], name="made"),
+        IndexModel([("inputs.hash", ASCENDING)], name="used"),
         _of_records("finished", _FINISHED),
         _of_records("started", "time.started"),
         _of_records("submitted", "time.submitted"),
@@ -104,20 +105,15 @@ _INDEX_S = 3600.0
 """How long making an index may take: on a busy file system a minute for some millions of records."""
 
 
-def value_index(home: str, path: Sequence[str]) -> IndexModel:
-    """Return the index over one input or output, or a part of it, and over all that is inside.
+def value_index(field: Field) -> IndexModel:
+    """Return the index over one input or output, or a part of it, with all that is inside; named as it is written.
 
     Only records that have one of this name are in it.
-
-    Args:
-        home: ``inputs`` or ``outputs``.
-        path: its name and the steps to the part.
     """
-    name, *steps = path
-    key = ".".join((home, "value", *steps, "$**"))
-    return IndexModel(
-        [(key, ASCENDING)], name=".".join((home, *path)), partialFilterExpression={f"{home}.name": name}
-    )  # fmt: skip
+    name, *steps = field.path
+    key = ".".join((field.home, "value", *steps, "$**"))
+    only = {f"{field.home}.name": name}
+    return IndexModel([(key, ASCENDING)], name=field.plain_name, partialFilterExpression=only)
 
 
 @translating("list the indexes over records")

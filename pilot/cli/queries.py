@@ -8,7 +8,7 @@ from typing import Any
 
 from pilot.model import official_record
 from pilot.states import ENDED, Kind, State
-from pilot.store import provenance, tasks
+from pilot.store import provenance, schema, tasks
 from pilot.store.mongo import Store, translating
 
 Document = dict[str, Any]
@@ -192,3 +192,18 @@ def written_until(store: Store, file: str) -> int:
         {"output_log.file": file}, {"output_log": 1}, sort=[("output_log.offset", -1)], limit=1, max_time_ms=3000
     )
     return max((doc["output_log"]["offset"] + doc["output_log"]["length"] for doc in last), default=0)
+
+
+@translating("count records")
+def size(store: Store) -> int:
+    """Return about how many records there are."""
+    return store.provenance.estimated_document_count()
+
+
+@translating("ask for the sizes of indexes")
+def index_sizes(store: Store) -> dict[str, int]:
+    """Return the sizes in bytes of the indexes over records, by name, without that of `_id`."""
+    if not schema.record_indexes(store):
+        return {}
+    sizes: dict[str, int] = store.database.command("collStats", "provenance")["indexSizes"]
+    return {name: size for name, size in sorted(sizes.items()) if name != "_id_"}
