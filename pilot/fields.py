@@ -10,7 +10,6 @@ from typing import NamedTuple
 from pilot.errors import InvalidInput
 from pilot.states import Kind, Outcome
 
-
 NAME = re.compile(r"[\w-]+")
 """What needs no quotes after a dot."""
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
-from pilot.errors import PilotError
+from pilot.errors import InvalidInput, PilotError
 from pilot.expression import parse, parse_field
 from pilot.fields import FIELDS, Field, Home
 from pilot.plain import FORM
@@ -36,6 +36,7 @@ class Search:
 
     Raises:
         ExpressionError: the expression, or a field's name, cannot be read; it points at the character.
+        InvalidInput: records cannot be sorted by this field.
     """
 
     def __init__(
@@ -47,6 +48,12 @@ class Search:
         self._tree = parse(wanted, datetime.now(UTC)) if isinstance(wanted, str) else None
         self._raw = dict(wanted) if isinstance(wanted, Mapping) else {}
         self._order = query.Order(parse_field(sort.removeprefix("-")), sort.startswith("-"))
+        if self._order.field.home in (Home.FUNCTION, Home.ENVIRONMENT):
+            raise InvalidInput(
+                f"cannot sort by {self._order.field.name}: only by what stands in the records themselves"
+            )
+        if limit is not None and limit < 1:
+            raise InvalidInput(f"limit {limit!r} is not a number of records above zero")
         self._limit = limit
         self._fields = None if fields is None else [parse_field(name) for name in fields]
 
@@ -96,8 +103,7 @@ class Search:
         """Return the names of the indexes that the answer needs and that do not exist yet."""
         needed = self._query.indexes
         if needed is None:
-            name = query.index_of(self._order.field) if sorted_ else None
-            needed = frozenset([name] if name else [])
+            needed = frozenset(query.sorting(self._order.field) if sorted_ else ())
         there = schema.record_indexes(self._store) if needed else []
         return sorted(needed.difference(there))
 

@@ -242,12 +242,10 @@ def _on_value(term: Compare) -> Document:
     found: list[Document] = []
     for key in ways(steps, field.name):
         found.append({key: condition})
-        if isinstance(value, list):
-            found.append({key: {"$eq": {FORM: ["tuple", value]}}})
-        elif isinstance(value, int | float):
+        if op != "exists":
+            found.append({f"{key}.{FORM}.1": condition, f"{key}.{FORM}.0": {"$in": ["tuple", "path"]}})
+        if isinstance(value, int | float):
             found.append({f"{key}.{FORM}.2": condition, f"{key}.{FORM}.0": "numpy"})
-        elif value is not None:
-            found.append({f"{key}.{FORM}.1": condition, f"{key}.{FORM}.0": "path"})
     entries: list[Document] = [{field.home: {"$elemMatch": {"name": name, **one}}} for one in found]
     # That the name is in the list says nothing new, but is what an index over values asks for.
     return {**named, "$or": entries} if len(entries) > 1 else {**named, **entries[0]}
@@ -311,6 +309,12 @@ def index_of(field: Field) -> str | None:
     if field.home is Home.ENVIRONMENT:
         return "environment"
     return field.name if field.home is Home.RECORD and field.name in schema.RECORD_INDEXES else None
+
+
+def sorting(field: Field) -> list[str]:
+    """Return the index that has all records in the order of a field, if one can be made."""
+    model = schema.RECORD_INDEXES.get(field.name)
+    return [field.name] if model is not None and "partialFilterExpression" not in model.document else []
 
 
 def value_indexes(store: Store) -> list[str]:

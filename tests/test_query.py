@@ -1,0 +1,484 @@
+"""Queries over records that are written here by hand: what they find, and which index leads them there."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pilot import records, values
+from pilot.errors import InvalidInput, TaskNotFound
+from pilot.expression import ORDER, And, Compare, Not, Or, Pattern, Tree, compares, parse, parse_field, positive
+from pilot.fields import Type
+from pilot.search import Search
+from pilot.store import lineage, query, schema
+from pilot.store.mongo import Store
+from pilot.store.objects import Objects
+from tests.test_lineage import record as linked
+
+pytestmark = pytest.mark.any_documents
+
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture
+def objects(tmp_path: Path) -> Objects:
+    return Objects(tmp_path / "objects")
+
+
+@pytest.fixture(autouse=True)
+def without_indexes(store: Store) -> Iterator[None]:
+    """Leave the database to the next test as this one got it."""
+    yield
+    store.provenance.drop_indexes()
+
+
+def entry(name: str, value: Any) -> dict[str, Any]:
+    """Return an input or output as a record has it."""
+    encoded = values.encode(value)
+    return records._value_fields(records.Blob(encoded.hash, encoded.size, encoded.data)) | {"name": name}
+
+
+def record(
+    number: int, result: Any = None, hours: float = 0.0, inputs: dict[str, Any] | None = None, **fields: Any
+) -> Any:
+    """Return a record that ended so many hours ago."""
+    finished = NOW - timedelta(hours=hours)
+    return {
+        "_id": f"t-{number}:1", "task": f"t-{number}", "attempt": 1, "name": "f", "kind": "function", "outcome": "succeeded",
+        "inputs": [entry(name, value) for name, value in (inputs or {}).items()], "outputs": [entry("result", result)],
+        "time": {"submitted": finished, "started": finished, "finished": finished}, **fields,
+    }  # fmt: skip
+
+
+def found(store: Store, objects: Objects, wanted: Any, **how: Any) -> set[str]:
+    return set(Search(store, objects.get, wanted, **how).ids())
+
+
+# -- values in all their forms -----------------------------------------------------------------------
+
+
+def test_values_are_found_in_the_forms_in_which_they_are_kept(store: Store, objects: Objects) -> None:
+    import numpy
+
+    results = [
+        {"energy": -4.0}, {"energy": numpy.float64(-4.0)}, (-4.0, [1]), [-4.0, 2], -4.0, Path("/a/b"), "/a/b", {"energy": None},
+        {"energy": [1, -4]}, numpy.int64(-4), {"x": ({"y": -4},)}, True, numpy.zeros(3), {"energy": 4}, (numpy.float64(-4.0),),
+    ]  # fmt: skip
+    store.provenance.insert_many([record(number, result) for number, result in enumerate(results)])
+
+    def numbers(expression: str) -> set[int]:
+        return {int(name[2:-2]) for name in found(store, objects, expression)}
+
+    for number in range(2):
+        assert numbers("outputs.result.energy < -3") == {0, 1, 8}
+        assert numbers("outputs.result.energy == -4") == {0, 1, 8}
+        assert numbers("outputs.result.energy in [4, null]") == {7, 13}
+        assert numbers("outputs.result.energy != -4") == {7, 13}
+        assert numbers("outputs.result.energy exists") == {0, 1, 7, 8, 13}
+        assert numbers("outputs.result < 0") == {2, 3, 4, 9}
+        assert numbers("outputs.result[0] <= -4") == {2, 3, 14}
+        assert numbers("outputs.result[1][0] == 1") == {2}
+        assert numbers("outputs.result == [-4.0, 2]") == {3}
+        assert numbers("outputs.result == [-4.0, [1]]") == {2}
+        assert numbers("outputs.result.x[0].y == -4") == {10}
+        assert numbers('outputs.result == "/a/b"') == {5, 6}
+        assert numbers('outputs.result ~ "/a/*"') == {5, 6}
+        assert numbers("outputs.result == true") == {11}
+        assert numbers("not outputs.result exists") == set()
+        assert numbers("outputs.other exists") == set()
+        if not number:
+            query.add_index(store, parse_field("outputs.result"))  # and the same again
+    with pytest.raises(InvalidInput, match="four deep"):
+        numbers("outputs.result[0][0][0][0][0] == 1")
+
+
+def test_index_over_values_takes_any_value(store: Store, objects: Objects) -> None:
+    """An index that refused a record would keep the attempt from ending."""
+    query.add_index(store, parse_field("outputs.result"))
+    query.add_index(store, parse_field("outputs.result.a"))
+    odd = [
+        {"": 1}, {"a.b": 1}, {"a": {"": {"": 2}}}, [[[1]]], {"0": [{"0": 1}]}, {"a": [{"0": 1}, [1]]}, list(range(8000)),
+        "x" * 16_000, {"a": {"~": ["tuple", 1]}}, None, {"a": "\0"}, {"a": [[{"b": 1}], {"b": [2]}]},
+    ]  # fmt: skip
+    deep: Any = 1
+    for _ in range(49):
+        deep = {"a": [deep]}
+    store.provenance.insert_many([record(number, result) for number, result in enumerate([*odd, deep])])
+    assert len(found(store, objects, "outputs.result exists")) == len(odd) + 1
+
+
+def test_sorted_by_a_value(store: Store, objects: Objects) -> None:
+    import numpy
+
+    results = [{"e": 3.0}, {"e": numpy.float64(-1.0)}, {"e": 2}, {"e": None}, "none", ({"e": 1},)]
+    store.provenance.insert_many([record(number, result) for number, result in enumerate(results)])
+
+    def order(sort: str, limit: int) -> list[Any]:
+        rows = Search(store, objects.get, sort=sort, limit=limit, fields=["outputs.result.e"])
+        return [row["outputs.result.e"] for row in rows]
+
+    assert order("outputs.result.e", 3) == [-1.0, 2, 3.0]
+    assert order("-outputs.result.e", 6) == [3.0, 2, -1.0, None, None, None]
+    assert [doc["_id"] for doc in Search(store, objects.get, sort="-outputs.result.e", limit=1)] == ["t-0:1"]
+    rows = Search(
+        store, objects.get, "outputs.result[0] exists", sort="outputs.result[0].e", fields=["outputs.result[0].e"]
+    )
+    assert list(rows) == [{"outputs.result[0].e": 1}]
+
+
+# -- fields of other documents ----------------------------------------------------------------------
+
+
+def test_functions_and_environments(store: Store, objects: Objects) -> None:
+    store.functions.insert_many(
+        [{"_id": "h1", "module": "eos", "qualname": "energy", "source_hash": "s1", "git": {"commit": "c0ffee"}},
+         {"_id": "h2", "module": "eos", "qualname": "fit", "source_hash": "s2"}]
+    )  # fmt: skip
+    packages = [
+        {"numpy": "1.26.4", "typing_extensions": "4.1"},
+        {"numpy": "2.1.0"},
+        {"numpy": "2.1rc1", "odd": "unknown"},
+    ]
+    store.environments.insert_many(
+        [{"_id": f"e{n}", "packages": one, "python": {"version": "3.11.7"}, "variables": {"OMP_NUM_THREADS": "4"}, "mpi": "MPICH",
+          "container": None} for n, one in enumerate(packages)]
+    )  # fmt: skip
+    store.provenance.insert_many(
+        [record(0, function="h1", environment="e0"), record(1, function="h2", environment="e1"),
+         record(2, kind="command", environment="e2"), record(3, outcome="lost")]
+    )  # fmt: skip
+    for expression, expected in {
+        "function == energy": {0}, 'function == "eos.fit"': {1}, "function != energy": {1}, "function in [energy, fit]": {0, 1},
+        "function ~ *e*": {0, 1}, "function.module == eos": {0, 1}, "function.hash == h2": {1}, "function exists": {0, 1},
+        "function.git.commit ~ c0f*": {0}, "not function == energy": {1, 2, 3}, "function.source_hash == s2": {1},
+        "env.packages.numpy >= 2": {1, 2}, "env.packages.numpy >= 2.1": {1}, "env.packages.numpy == 1.26.4": {0},
+        "env.packages.typing-extensions exists": {0}, "env.packages.odd > 1": set(), "env.packages.odd ~ un*": {2},
+        "env.packages.numpy != 2.1.0": {0, 2}, "env.python.version < 3.12": {0, 1, 2}, "env.variables.OMP_NUM_THREADS == 4": {0, 1, 2},
+        "env.container exists": set(), "environment == e1": {1}, "env.mpi ~ /mpich/i": {0, 1, 2},
+    }.items():  # fmt: skip
+        assert found(store, objects, expression) == {f"t-{n}:1" for n in expected}, expression
+    fields = ["function", "env.packages.numpy", "env.packages.odd", "host"]
+    rows = list(Search(store, objects.get, "task == t-0 or task == t-2", sort="task", fields=fields))
+    assert rows == [
+        {"function": "energy", "env.packages.numpy": "1.26.4", "env.packages.odd": None, "host": None},
+        {"function": None, "env.packages.numpy": "2.1rc1", "env.packages.odd": "unknown", "host": None},
+    ]
+
+
+# -- lineage ----------------------------------------------------------------------------------------
+
+
+def test_lineage(store: Store, objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.provenance.insert_many(
+        [linked("a-0", attempt=1, outcome="lost"), linked("a-0", attempt=2), linked("b-1", "a-0:2"), linked("b-2", "a-0:2"),
+         linked("d-0", "b-1:1", "b-2:1"), linked("e-0", "d-0:1")]
+    )  # fmt: skip
+    assert found(store, objects, "descends from a-0") == {"b-1:1", "b-2:1", "d-0:1", "e-0:1"}
+    assert found(store, objects, "descends from a-0:1") == set()
+    assert found(store, objects, "descends from a within 1") == {"b-1:1", "b-2:1"}
+    assert found(store, objects, "ancestor of e and not task == b-1") == {"a-0:2", "b-2:1", "d-0:1"}
+    assert found(store, objects, "task in [b-1, b-2] and descends from a-0") == {"b-1:1", "b-2:1"}
+    for text, reason in {
+        "descends from b": r"fits several tasks \(b-1, b-2, …\)", "ancestor of x": "no record of a task 'x'",
+        "ancestor of a-0:7": "no record 'a-0:7'",
+    }.items():  # fmt: skip
+        with pytest.raises(TaskNotFound, match=reason):
+            found(store, objects, text)
+    monkeypatch.setattr(lineage, "LIMIT", 3)
+    with pytest.raises(InvalidInput, match=r"more than 3 records are below 'a-0', too many: .* from a-0 within 3"):
+        found(store, objects, "descends from a-0")
+
+
+def test_values_by_their_hash(store: Store, objects: Objects) -> None:
+    one, two = record(1, "made", inputs={"x": "used"}), record(2, 5, inputs={"x": "other", "y": "used"})
+    join = record(3, 6)
+    join["inputs"] = records.pack([entry("x[0]", "used"), entry("x[1]", 17)], objects.put, 1 << 30)
+    store.provenance.insert_many([one, two, join])
+    used, made, alone = (values.encode(value).hash for value in ("used", "made", 17))
+    assert found(store, objects, f"uses value {used}") == {"t-1:1", "t-2:1", "t-3:1"}
+    assert found(store, objects, f"uses value {used[:10]}") == {"t-1:1", "t-2:1", "t-3:1"}
+    assert found(store, objects, f"uses value {alone[:10]}") == {"t-3:1"}
+    assert found(store, objects, f"makes value {made[:10]}") == {"t-1:1"}
+    assert found(store, objects, f"uses value {made}") == set()
+    similar = [record(number, inputs={"x": 1}) for number in (4, 5)]
+    for number, doc in enumerate(similar):
+        doc["inputs"][0]["hash"] = f"abcdef{number}".ljust(64, "0")
+    store.provenance.insert_many(similar)
+    with pytest.raises(InvalidInput, match=r"'abcdef' fits several values \(abcdef0.*, abcdef1.*, …\)"):
+        found(store, objects, "uses value abcdef")
+    assert found(store, objects, "uses value abcdef1") == {"t-5:1"}
+
+
+# -- answers ----------------------------------------------------------------------------------------
+
+
+def test_an_answer(store: Store, objects: Objects) -> None:
+    store.provenance.insert_many([record(n, n, hours=n, tags=["even"] if n % 2 == 0 else []) for n in range(300)])
+    every = Search(store, objects.get)
+    assert [doc["outputs"][0]["value"] for doc in every] == list(range(300))  # newest first
+    assert every.count() == 300
+    some = Search(store, objects.get, "tags == even and finished > 100h", sort="finished", limit=3)
+    assert [doc["_id"] for doc in some] == ["t-98:1", "t-96:1", "t-94:1"]
+    assert some.count() == 50
+    first = some.first()
+    assert first is not None
+    assert first["_id"] == "t-98:1"
+    assert Search(store, objects.get, "host == nowhere").first() is None
+    assert found(store, objects, "not tags == even and finished < 297h") == {"t-299:1", "t-297:1"} - {"t-297:1"}
+    rows = Search(store, objects.get, 'id == "t-7:1"', fields=["finished", "outputs.result", "tags"])
+    assert list(rows) == [{"finished": NOW - timedelta(hours=7), "outputs.result": 7, "tags": []}]
+
+
+def test_filter_of_mongodbs_own(store: Store, objects: Objects) -> None:
+    store.provenance.insert_many([record(n, hours=n) for n in range(5)])
+    assert found(store, objects, {"task": {"$in": ["t-1", "t-2"]}}) == {"t-1:1", "t-2:1"}
+    since = (NOW - timedelta(hours=1.5)).isoformat()
+    assert found(store, objects, query.raw(f'{{"time.finished": {{"$gt": {{"$date": "{since}"}}}}}}')) == {
+        "t-0:1",
+        "t-1:1",
+    }
+    for text in ("{", "[1]", '{"a": {"$date": "yesterday"}}', "null"):
+        with pytest.raises(InvalidInput, match="filter"):
+            query.raw(text)
+    with pytest.raises(InvalidInput, match=r"unknown operator: \$nonsense; the store does not understand the filter"):
+        found(store, objects, {"task": {"$nonsense": 1}})
+    with pytest.raises(InvalidInput, match="the store does not understand"):
+        found(store, objects, "name ~ /(?<=a+)b/" if False else {"name": {"$regex": "("}})
+
+
+def test_bad_questions(store: Store, objects: Objects) -> None:
+    for how, reason in (
+        ({"sort": "-function"}, "cannot sort by function"), ({"sort": "hots"}, "near: host"), ({"fields": ["hots"]}, "near: host"),
+        ({"limit": 0}, "limit 0"), ({"wanted": "hots == 1"}, "near: host"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidInput, match=reason):
+            Search(store, objects.get, **how)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match=r"exit_code has no index; environment, .* can have one"):
+        query.add_index(store, parse_field("exit_code"))
+    with pytest.raises(InvalidInput, match="over the list itself"):
+        query.add_index(store, parse_field("outputs.result[0]"))
+
+
+def test_table(store: Store, objects: Objects) -> None:
+    pytest.importorskip("pandas")
+    import numpy
+
+    results = [{"e": numpy.float64(-1.5), "s": {"x": (1, 2)}}, 7]
+    store.provenance.insert_many(
+        [record(n, result, n, inputs={"p": Path("/x"), "z": 1j}) for n, result in enumerate(results)]
+    )
+    table = Search(store, objects.get).dataframe()
+    assert list(table["outputs.result.e"])[0] == -1.5
+    assert list(table["outputs.result.s.x"])[0] == [1, 2]
+    assert list(table["outputs.result"])[1] == 7
+    assert list(table["inputs.p"]) == ["/x", "/x"]
+    assert list(table["inputs.z"]) == [1j, 1j]
+    assert list(table["finished"])[0] == NOW
+    small = Search(store, objects.get, fields=["task", "outputs.result.e"]).dataframe()
+    assert list(small.columns) == ["task", "outputs.result.e"]
+    assert list(small["task"]) == ["t-0", "t-1"]
+
+
+# -- indexes ----------------------------------------------------------------------------------------
+
+DOCUMENTED = (
+    'outputs.result.energy < -3 and tags == "eos" and finished > 2d',
+    "finished > 2d", "started > 2d and started < 1d", "submitted > 2d", "name == f3", "name ~ f1*", "tags in [t7, t8]",
+    "function == f3", "function.module == m and outcome == failed", "env.packages.numpy >= 2", "outcome == failed",
+    "outcome in [crashed, lost]", "exception.type == ValueError", "host == n3", "pilot == p1", "job == 17",
+    "uses value " + f"{77:064x}", "makes value " + f"{77:064x}", "task == t-7", 'id == "t-7:1"', "descends from t-0",
+    "ancestor of t-9", "host == n3 or name == f4", "name == f3 and not outcome == succeeded",
+)  # fmt: skip
+BY_VALUE = (
+    "outputs.result.energy < -4.99",
+    "outputs.result.energy in [1, 2]",
+    'inputs.symbol == "Cu"',
+    "inputs.symbol ~ C*",
+)
+
+
+def stages(plan: Any) -> set[str]:
+    """Return the names of the stages of a plan, with those below."""
+    below = [plan[key] for key in ("inputStage", "queryPlan") if key in plan] + plan.get("inputStages", [])
+    return {plan["stage"]}.union(*map(stages, below)) if "stage" in plan else set().union(*map(stages, below))
+
+
+def explained(store: Store, objects: Objects, expression: str) -> set[str]:
+    search = Search(store, objects.get, expression, limit=50)
+    assert not search.reads_all
+    search.prepare()
+    assert search.missing() == []
+    plan = query.cursor(store, search._query.filter, query.NEWEST, 50).explain()
+    return stages(plan["queryPlanner"]["winningPlan"])
+
+
+def test_documented_queries_go_by_an_index(store: Store, objects: Objects) -> None:
+    store.functions.insert_many([{"_id": f"h{n}", "module": "m", "qualname": f"f{n}"} for n in range(10)])
+    store.environments.insert_many([{"_id": f"e{n}", "packages": {"numpy": f"{n}.1"}} for n in range(3)])
+    chain = [linked(f"t-{n}", *([f"t-{n - 1}:1"] if n else [])) for n in range(10)]
+    store.provenance.insert_many(chain + [
+        record(n, {"energy": n / 100 - 5}, hours=n / 10, name=f"f{n % 20}", tags=["eos", f"t{n % 10}"], host=f"n{n % 8}", pilot="p1",
+               job="17", function=f"h{n % 10}", environment=f"e{n % 3}", outcome="failed" if n % 9 == 0 else "succeeded",
+               exception={"type": "ValueError"}, inputs={"symbol": "Cu" if n % 2 else "Al"})
+        for n in range(10, 1000)
+    ])  # fmt: skip
+    for expression in DOCUMENTED:
+        assert "COLLSCAN" not in explained(store, objects, expression), expression
+    for expression in BY_VALUE:
+        assert Search(store, objects.get, expression).reads_all
+    query.add_index(store, parse_field("outputs.result.energy"))
+    query.add_index(store, parse_field("inputs.symbol"))
+    for expression in BY_VALUE:
+        assert "COLLSCAN" not in explained(store, objects, expression), expression
+    for expression in ("exit_code == 1", "not host == n3", "host != n3", "name ~ *x", "host == n3 or exit_code == 1"):
+        assert Search(store, objects.get, expression).reads_all
+
+
+def test_one_index_is_made_for_several_terms(store: Store, objects: Objects) -> None:
+    expression = 'outputs.result.energy < -3 and tags == "eos" and finished > 2d and outcome == failed'
+    search = Search(store, objects.get, expression)
+    assert search.missing() == ["tags"]
+    list(search)
+    assert schema.record_indexes(store) == ["tags"]
+    assert Search(store, objects.get, sort="host").missing() == ["host"]
+    assert Search(store, objects.get, sort="-usage.wall_s").missing() == []
+    assert Search(store, objects.get).missing(sorted_=False) == []
+    schema.drop(store, "tags")
+    assert schema.record_indexes(store) == []
+    assert set(schema.RECORD_INDEXES) >= {"finished", "used", "made", "lineage", "joins"}
+
+
+# -- beside plain Python ----------------------------------------------------------------------------
+
+HOSTS, WORDS = ("n1", "n2", "n10"), ("a", "b")
+VALUES: tuple[Any, ...] = (
+    1, 2.5, -3, "n1", "x", True, None, [1, 2], ["x", None], {"x": 1}, {"x": [2.5, "n1"]}, [{"x": 1}, {"x": "x"}], (1, "x"), (({"x": -3}),),
+    Path("x"), [], {}, {"x": {"x": True}},
+)  # fmt: skip
+
+
+def small_set() -> list[dict[str, Any]]:
+    """Return records that differ in every way the expressions below ask for."""
+    docs = []
+    for number, (value, host, exit_code) in enumerate(itertools.product(VALUES, (*HOSTS, None), (0, 1, None))):
+        fields: dict[str, Any] = {"host": host} if host else {}
+        fields |= {} if exit_code is None else {"exit_code": exit_code}
+        fields |= {"tags": list(WORDS[: number % 3])} if number % 4 else {}
+        fields |= {"environment": f"e{number % 3}"} if number % 5 else {}
+        inputs = {"a": value} if number % 7 else {"b": value}
+        docs.append(record(number, value, number % 50, inputs, **fields))
+    return docs
+
+
+ENVIRONMENTS = {"e0": "1.26.4", "e1": "2.0"}
+
+TERMS = st.one_of(
+    st.builds(Compare, st.just(parse_field("host")), st.sampled_from(["==", "!=", "<", ">="]), st.sampled_from(HOSTS)),
+    st.builds(Compare, st.just(parse_field("host")), st.sampled_from(["in", "not in"]), st.lists(st.sampled_from(HOSTS), min_size=1)),
+    st.builds(Compare, st.sampled_from([parse_field("host"), parse_field("inputs.a"), parse_field("outputs.result.x")]),
+              st.just("~"), st.sampled_from([Pattern("^n1"), Pattern("X", any_case=True)])),
+    st.builds(Compare, st.just(parse_field("tags")), st.sampled_from(["==", "!="]), st.sampled_from(WORDS)),
+    st.builds(Compare, st.just(parse_field("exit_code")), st.sampled_from(["==", "!=", "<", ">="]), st.integers(-1, 2)),
+    st.builds(Compare, st.just(parse_field("finished")), st.sampled_from(list(ORDER)),
+              st.integers(-1, 51).map(lambda hours: NOW - timedelta(hours=hours))),
+    st.builds(Compare, st.sampled_from([parse_field(n) for n in ("inputs.a", "outputs.result", "outputs.result.x", "outputs.result[0]")]),
+              st.sampled_from(["==", "!=", "in"]), st.sampled_from([1, 2.5, -3, "n1", "x", True, None, [1, 2], [], ["x", None]])),
+    st.builds(Compare, st.sampled_from([parse_field(n) for n in ("inputs.a", "outputs.result.x", "outputs.result[0]", "outputs.result")]),
+              st.sampled_from(list(ORDER)), st.sampled_from([1, 2.5, -3, "n1", "x"])),
+    st.builds(Compare, st.sampled_from([parse_field(n) for n in ("host", "tags", "inputs.a", "outputs.result.x", "exit_code")]), st.just("exists")),
+    st.builds(Compare, st.just(parse_field("env.packages.numpy")), st.sampled_from(["==", "!=", *ORDER]),
+              st.sampled_from(["2", "1.26.4"]).map(lambda text: parse(f"env.packages.numpy == {text}", NOW).value)),  # type: ignore[union-attr]
+)  # fmt: skip
+TREES = st.recursive(
+    TERMS,
+    lambda parts: st.one_of(
+        st.builds(Not, parts), st.builds(And, st.tuples(parts, parts)), st.builds(Or, st.tuples(parts, parts))
+    ),
+    max_leaves=5,
+)
+
+
+def true(tree: Tree, doc: dict[str, Any]) -> bool:
+    """Say whether a tree is true of a record, in plain Python."""
+    match tree:
+        case And(parts):
+            return all(true(part, doc) for part in parts)
+        case Or(parts):
+            return any(true(part, doc) for part in parts)
+        case Not(part):
+            return not true(part, doc)
+    assert isinstance(tree, Compare)
+    opposite = positive(tree)
+    if opposite is not None:
+        return (tree.field.name == "tags" or true(Compare(tree.field, "exists"), doc)) and not true(opposite, doc)
+    if tree.field.type is Type.VERSION:
+        return compares(tree, ENVIRONMENTS.get(doc.get("environment", "")))
+    if tree.field.of_value:
+        name, *steps = tree.field.path
+        entries = [one for one in doc[tree.field.home] if one["name"] == name]
+        if tree.op == "exists" and not steps:
+            return bool(entries)
+        found_ = [leaf for one in entries for leaf in leaves(values.from_native(one["value"]), steps)]
+    else:
+        place: Any = doc
+        for step in tree.field.path:
+            place = place.get(step) if place else None
+        found_ = [] if place is None else [place]
+    wanted = tree.value if tree.op == "in" else [tree.value]
+    return bool(found_) if tree.op == "exists" else any(fits(tree.op, leaf, one) for leaf in found_ for one in wanted)
+
+
+def leaves(value: Any, steps: Sequence[str]) -> Iterator[Any]:
+    """Yield what stands at the end of some steps; items of lists that are not numbered are all meant."""
+    if not steps:
+        yield value
+    elif isinstance(value, dict):
+        if steps[0] in value:
+            yield from leaves(value[steps[0]], steps[1:])
+    elif isinstance(value, list | tuple):
+        if steps[0].isdigit() and int(steps[0]) < len(value):
+            yield from leaves(value[int(steps[0])], steps[1:])
+        if isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict):
+                    yield from leaves(item, steps)
+
+
+def fits(op: str, leaf: Any, wanted: Any) -> bool:
+    """Say whether a leaf, or one of its items, compares so with a value of the same kind."""
+    if isinstance(leaf, list | tuple) and any(
+        fits(op, item, wanted) for item in leaf if not isinstance(item, list | tuple)
+    ):
+        return True
+    leaf = list(leaf) if isinstance(leaf, tuple) else str(leaf) if isinstance(leaf, Path) else leaf
+    if op == "~":
+        return isinstance(leaf, str) and re.search(wanted.regex, leaf, re.I if wanted.any_case else 0) is not None
+    kinds = [
+        bool if isinstance(one, bool) else float if isinstance(one, int | float) else type(one)
+        for one in (leaf, wanted)
+    ]
+    if kinds[0] is not kinds[1]:
+        return False
+    return ORDER[op](leaf, wanted) if op in ORDER else leaf == wanted
+
+
+@given(tree=TREES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+def test_same_as_plain_python(store: Store, objects: Objects, tree: Tree) -> None:
+    docs = small_set()
+    if store.provenance.estimated_document_count() == 0:
+        store.provenance.insert_many(docs)
+        store.environments.insert_many(
+            [{"_id": name, "packages": {"numpy": one}} for name, one in ENVIRONMENTS.items()]
+        )
+    filter_ = query.compiled(store, objects.get, tree).filter
+    there = {doc["_id"] for doc in store.provenance.find(filter_, ["_id"])}
+    assert there == {doc["_id"] for doc in docs if true(tree, doc)}
