@@ -22,7 +22,7 @@ from pilot.fields import FIELDS, Field, Home
 from pilot.plain import FORM
 from pilot.records import Get, unpack
 from pilot.store import lineage, schema
-from pilot.store.mongo import Store, translating
+from pilot.store.mongo import Store, translating, words
 from pilot.store.tasks import Document
 
 ANSWER_S = 600.0
@@ -242,10 +242,15 @@ def _on_value(term: Compare) -> Document:
     found: list[Document] = []
     for key in ways(steps, field.name):
         found.append({key: condition})
-        if op != "exists":
-            found.append({f"{key}.{FORM}.1": condition, f"{key}.{FORM}.0": {"$in": ["tuple", "path"]}})
+        if op == "exists":
+            continue
+        # Where a path ends in the number of an item, the server does not look at the items of that item by itself.
+        if steps and steps[-1].isdigit():
+            found.append({key: {"$elemMatch": condition}})
+        found.append({f"{key}.{FORM}.0": {"$in": ["tuple", "path"]}, f"{key}.{FORM}.1": condition})
+        found.append({f"{key}.{FORM}.0": "tuple", f"{key}.{FORM}.1": {"$elemMatch": condition}})
         if isinstance(value, int | float):
-            found.append({f"{key}.{FORM}.2": condition, f"{key}.{FORM}.0": "numpy"})
+            found.append({f"{key}.{FORM}.0": "numpy", f"{key}.{FORM}.2": condition})
     entries: list[Document] = [{field.home: {"$elemMatch": {"name": name, **one}}} for one in found]
     # That the name is in the list says nothing new, but is what an index over values asks for.
     return {**named, "$or": entries} if len(entries) > 1 else {**named, **entries[0]}
@@ -336,9 +341,7 @@ def add_index(store: Store, field: Field) -> None:
     name = index_of(field)
     if name is None:
         able = sorted({other for one in FIELDS.values() if (other := index_of(one))})
-        raise InvalidInput(
-            f"no index is made over {field.name}; over {', '.join(able)}, inputs.NAME, outputs.NAME, yes"
-        )
+        raise InvalidInput(f"{field.name} has no index; {', '.join(able)}, inputs.NAME and outputs.NAME can have one")
     schema.ensure(store, name)
 
 
@@ -362,7 +365,7 @@ def raw(text: str) -> Document:
         InvalidInput: it is not a JSON object.
     """
     try:
-        found: Any = json_util.loads(text, json_util.JSONOptions(tz_aware=True))
+        found: Any = json_util.loads(text, json_options=json_util.JSONOptions(tz_aware=True))
     except (ValueError, TypeError, KeyError, ArithmeticError) as exc:
         raise InvalidInput(f"cannot read the filter {text!r}: it is not JSON: {exc}") from exc
     if not isinstance(found, dict):
@@ -441,9 +444,9 @@ def count(store: Store, filter: Document) -> int:
 
 @contextmanager
 def _answering(store: Store) -> Iterator[None]:
-    """Wait long enough for the answer; let the store's refusal of a filter be what a user can mend."""
+    """Wait long enough for the answer; what the store refuses is a user's filter."""
     try:
         with translating("find records", store.where), pymongo.timeout(ANSWER_S):
             yield
     except StoreRejected as exc:
-        raise InvalidInput(f"{str(exc).rpartition(';')[0]}; the store does not understand the filter") from exc
+        raise InvalidInput(f"the store does not understand the filter: {words(exc.__cause__ or exc)}") from exc

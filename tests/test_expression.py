@@ -162,52 +162,11 @@ def test_name_of_a_field_alone() -> None:
             parse_field(text)
 
 
-WORDS = [
-    "==",
-    "!=",
-    "<",
-    "~",
-    "in",
-    "not",
-    "exists",
-    "and",
-    "or",
-    "(",
-    ")",
-    "[",
-    "]",
-    ",",
-    "1",
-    "-2.5e3",
-    "2d",
-    "2G",
-    '"text"',
-    "'",
-    '"',
-    "null",
-    "/a+/",
-    "*",
-    "descends",
-    "from",
-    "ancestor",
-    "of",
-    "uses",
-    "value",
-    "within",
-    "abcdef",
-    "2026-03-01",
-    "\\",
-    "=",
-    "&&",
-    "$",
-    ".",
-    "\x00",
-    "é",
-    "inputs.a",
-    "outputs.result[0]",
-    'inputs."x"',
-    "env.packages.numpy",
-]
+WORDS = (
+    *("==", "!=", "<", "~", "in", "not", "exists", "and", "or", "(", ")", "[", "]", ",", "1", "-2.5e3", "2d", "2G"),
+    *('"text"', "'", '"', "null", "/a+/", "*", "descends", "from", "ancestor", "of", "uses", "value", "within"),
+    *("abcdef", "2026-03-01", "\\", "=", "&&", "$", ".", "\0", "é", "inputs.a", "outputs.result[0]", 'inputs."x"'),
+)
 PIECES = st.sampled_from([*FIELDS, *WORDS])
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 
 from pilot import records, values
 from pilot.errors import InvalidInput, TaskNotFound
-from pilot.expression import ORDER, And, Compare, Not, Or, Pattern, Tree, compares, parse, parse_field, positive
+from pilot.expression import ORDER, And, Compare, Not, Or, Pattern, Tree, compares, parse_field, positive
 from pilot.fields import Type
 from pilot.search import Search
 from pilot.store import lineage, query, schema
@@ -52,8 +53,9 @@ def record(
     """Return a record that ended so many hours ago."""
     finished = NOW - timedelta(hours=hours)
     return {
-        "_id": f"t-{number}:1", "task": f"t-{number}", "attempt": 1, "name": "f", "kind": "function", "outcome": "succeeded",
-        "inputs": [entry(name, value) for name, value in (inputs or {}).items()], "outputs": [entry("result", result)],
+        "_id": f"t-{number}:1", "task": f"t-{number}", "attempt": 1, "name": "f", "kind": "function",
+        "outcome": "succeeded", "inputs": [entry(name, value) for name, value in (inputs or {}).items()],
+        "outputs": [entry("result", result)],
         "time": {"submitted": finished, "started": finished, "finished": finished}, **fields,
     }  # fmt: skip
 
@@ -69,8 +71,9 @@ def test_values_are_found_in_the_forms_in_which_they_are_kept(store: Store, obje
     import numpy
 
     results = [
-        {"energy": -4.0}, {"energy": numpy.float64(-4.0)}, (-4.0, [1]), [-4.0, 2], -4.0, Path("/a/b"), "/a/b", {"energy": None},
-        {"energy": [1, -4]}, numpy.int64(-4), {"x": ({"y": -4},)}, True, numpy.zeros(3), {"energy": 4}, (numpy.float64(-4.0),),
+        {"energy": -4.0}, {"energy": numpy.float64(-4.0)}, (-4.0, [1]), [-4.0, 2], -4.0, Path("/a/b"), "/a/b",
+        {"energy": None}, {"energy": [1, -4]}, numpy.int64(-4), {"x": ({"y": -4},)}, True, numpy.zeros(3),
+        {"energy": 4}, (numpy.float64(-4.0),),
     ]  # fmt: skip
     store.provenance.insert_many([record(number, result) for number, result in enumerate(results)])
 
@@ -105,8 +108,8 @@ def test_index_over_values_takes_any_value(store: Store, objects: Objects) -> No
     query.add_index(store, parse_field("outputs.result"))
     query.add_index(store, parse_field("outputs.result.a"))
     odd = [
-        {"": 1}, {"a.b": 1}, {"a": {"": {"": 2}}}, [[[1]]], {"0": [{"0": 1}]}, {"a": [{"0": 1}, [1]]}, list(range(8000)),
-        "x" * 16_000, {"a": {"~": ["tuple", 1]}}, None, {"a": "\0"}, {"a": [[{"b": 1}], {"b": [2]}]},
+        {"": 1}, {"a.b": 1}, {"a": {"": {"": 2}}}, [[[1]]], {"0": [{"0": 1}]}, {"a": [{"0": 1}, [1]]},
+        list(range(8000)), "x" * 16_000, {"a": {"~": ["tuple", 1]}}, None, {"a": "\0"}, {"a": [[{"b": 1}], {"b": [2]}]},
     ]  # fmt: skip
     deep: Any = 1
     for _ in range(49):
@@ -147,21 +150,21 @@ def test_functions_and_environments(store: Store, objects: Objects) -> None:
         {"numpy": "2.1.0"},
         {"numpy": "2.1rc1", "odd": "unknown"},
     ]
-    store.environments.insert_many(
-        [{"_id": f"e{n}", "packages": one, "python": {"version": "3.11.7"}, "variables": {"OMP_NUM_THREADS": "4"}, "mpi": "MPICH",
-          "container": None} for n, one in enumerate(packages)]
-    )  # fmt: skip
+    same = {"python": {"version": "3.11.7"}, "variables": {"OMP_NUM_THREADS": "4"}, "mpi": "MPICH", "container": None}
+    store.environments.insert_many([{"_id": f"e{n}", "packages": one, **same} for n, one in enumerate(packages)])
     store.provenance.insert_many(
         [record(0, function="h1", environment="e0"), record(1, function="h2", environment="e1"),
          record(2, kind="command", environment="e2"), record(3, outcome="lost")]
     )  # fmt: skip
     for expression, expected in {
-        "function == energy": {0}, 'function == "eos.fit"': {1}, "function != energy": {1}, "function in [energy, fit]": {0, 1},
-        "function ~ *e*": {0, 1}, "function.module == eos": {0, 1}, "function.hash == h2": {1}, "function exists": {0, 1},
+        "function == energy": {0}, 'function == "eos.fit"': {1}, "function != energy": {1},
+        "function in [energy, fit]": {0, 1}, "function ~ *e*": {0, 1}, "function.module == eos": {0, 1},
+        "function.hash == h2": {1}, "function exists": {0, 1},
         "function.git.commit ~ c0f*": {0}, "not function == energy": {1, 2, 3}, "function.source_hash == s2": {1},
         "env.packages.numpy >= 2": {1, 2}, "env.packages.numpy >= 2.1": {1}, "env.packages.numpy == 1.26.4": {0},
         "env.packages.typing-extensions exists": {0}, "env.packages.odd > 1": set(), "env.packages.odd ~ un*": {2},
-        "env.packages.numpy != 2.1.0": {0, 2}, "env.python.version < 3.12": {0, 1, 2}, "env.variables.OMP_NUM_THREADS == 4": {0, 1, 2},
+        "env.packages.numpy != 2.1.0": {0, 2}, "env.python.version < 3.12": {0, 1, 2},
+        "env.variables.OMP_NUM_THREADS == 4": {0, 1, 2},
         "env.container exists": set(), "environment == e1": {1}, "env.mpi ~ /mpich/i": {0, 1, 2},
     }.items():  # fmt: skip
         assert found(store, objects, expression) == {f"t-{n}:1" for n in expected}, expression
@@ -178,8 +181,8 @@ def test_functions_and_environments(store: Store, objects: Objects) -> None:
 
 def test_lineage(store: Store, objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
     store.provenance.insert_many(
-        [linked("a-0", attempt=1, outcome="lost"), linked("a-0", attempt=2), linked("b-1", "a-0:2"), linked("b-2", "a-0:2"),
-         linked("d-0", "b-1:1", "b-2:1"), linked("e-0", "d-0:1")]
+        [linked("a-0", attempt=1, outcome="lost"), linked("a-0", attempt=2), linked("b-1", "a-0:2"),
+         linked("b-2", "a-0:2"), linked("d-0", "b-1:1", "b-2:1"), linked("e-0", "d-0:1")]
     )  # fmt: skip
     assert found(store, objects, "descends from a-0") == {"b-1:1", "b-2:1", "d-0:1", "e-0:1"}
     assert found(store, objects, "descends from a-0:1") == set()
@@ -232,7 +235,7 @@ def test_an_answer(store: Store, objects: Objects) -> None:
     assert first is not None
     assert first["_id"] == "t-98:1"
     assert Search(store, objects.get, "host == nowhere").first() is None
-    assert found(store, objects, "not tags == even and finished < 297h") == {"t-299:1", "t-297:1"} - {"t-297:1"}
+    assert found(store, objects, "not tags == even and finished < 297h") == {"t-299:1", "t-297:1"}
     rows = Search(store, objects.get, 'id == "t-7:1"', fields=["finished", "outputs.result", "tags"])
     assert list(rows) == [{"finished": NOW - timedelta(hours=7), "outputs.result": 7, "tags": []}]
 
@@ -248,16 +251,16 @@ def test_filter_of_mongodbs_own(store: Store, objects: Objects) -> None:
     for text in ("{", "[1]", '{"a": {"$date": "yesterday"}}', "null"):
         with pytest.raises(InvalidInput, match="filter"):
             query.raw(text)
-    with pytest.raises(InvalidInput, match=r"unknown operator: \$nonsense; the store does not understand the filter"):
+    with pytest.raises(InvalidInput, match=r"does not understand the filter: unknown operator: \$nonsense"):
         found(store, objects, {"task": {"$nonsense": 1}})
-    with pytest.raises(InvalidInput, match="the store does not understand"):
-        found(store, objects, "name ~ /(?<=a+)b/" if False else {"name": {"$regex": "("}})
+    with pytest.raises(InvalidInput, match="the store does not understand the filter: Regular expression is invalid"):
+        found(store, objects, {"name": {"$regex": "("}})
 
 
 def test_bad_questions(store: Store, objects: Objects) -> None:
     for how, reason in (
-        ({"sort": "-function"}, "cannot sort by function"), ({"sort": "hots"}, "near: host"), ({"fields": ["hots"]}, "near: host"),
-        ({"limit": 0}, "limit 0"), ({"wanted": "hots == 1"}, "near: host"),
+        ({"sort": "-function"}, "cannot sort by function"), ({"sort": "hots"}, "near: host"),
+        ({"fields": ["hots"]}, "near: host"), ({"limit": 0}, "limit 0"), ({"wanted": "hots == 1"}, "near: host"),
     ):  # fmt: skip
         with pytest.raises(InvalidInput, match=reason):
             Search(store, objects.get, **how)  # type: ignore[arg-type]
@@ -276,12 +279,12 @@ def test_table(store: Store, objects: Objects) -> None:
         [record(n, result, n, inputs={"p": Path("/x"), "z": 1j}) for n, result in enumerate(results)]
     )
     table = Search(store, objects.get).dataframe()
-    assert list(table["outputs.result.e"])[0] == -1.5
-    assert list(table["outputs.result.s.x"])[0] == [1, 2]
-    assert list(table["outputs.result"])[1] == 7
+    assert table["outputs.result.e"][0] == -1.5
+    assert table["outputs.result.s.x"][0] == [1, 2]
+    assert table["outputs.result"][1] == 7
     assert list(table["inputs.p"]) == ["/x", "/x"]
     assert list(table["inputs.z"]) == [1j, 1j]
-    assert list(table["finished"])[0] == NOW
+    assert table["finished"][0] == NOW
     small = Search(store, objects.get, fields=["task", "outputs.result.e"]).dataframe()
     assert list(small.columns) == ["task", "outputs.result.e"]
     assert list(small["task"]) == ["t-0", "t-1"]
@@ -325,9 +328,10 @@ def test_documented_queries_go_by_an_index(store: Store, objects: Objects) -> No
     store.environments.insert_many([{"_id": f"e{n}", "packages": {"numpy": f"{n}.1"}} for n in range(3)])
     chain = [linked(f"t-{n}", *([f"t-{n - 1}:1"] if n else [])) for n in range(10)]
     store.provenance.insert_many(chain + [
-        record(n, {"energy": n / 100 - 5}, hours=n / 10, name=f"f{n % 20}", tags=["eos", f"t{n % 10}"], host=f"n{n % 8}", pilot="p1",
-               job="17", function=f"h{n % 10}", environment=f"e{n % 3}", outcome="failed" if n % 9 == 0 else "succeeded",
-               exception={"type": "ValueError"}, inputs={"symbol": "Cu" if n % 2 else "Al"})
+        record(n, {"energy": n / 100 - 5}, n / 10, {"symbol": "Cu" if n % 2 else "Al"}, name=f"f{n % 20}",
+               tags=["eos", f"t{n % 10}"], host=f"n{n % 8}", pilot="p1", job="17", function=f"h{n % 10}",
+               environment=f"e{n % 3}", outcome="failed" if n % 9 == 0 else "succeeded",
+               exception={"type": "ValueError"})
         for n in range(10, 1000)
     ])  # fmt: skip
     for expression in DOCUMENTED:
@@ -360,8 +364,8 @@ def test_one_index_is_made_for_several_terms(store: Store, objects: Objects) -> 
 
 HOSTS, WORDS = ("n1", "n2", "n10"), ("a", "b")
 VALUES: tuple[Any, ...] = (
-    1, 2.5, -3, "n1", "x", True, None, [1, 2], ["x", None], {"x": 1}, {"x": [2.5, "n1"]}, [{"x": 1}, {"x": "x"}], (1, "x"), (({"x": -3}),),
-    Path("x"), [], {}, {"x": {"x": True}},
+    1, 2.5, -3, "n1", "x", True, None, [1, 2], ["x", None], {"x": 1}, {"x": [2.5, "n1"]}, [{"x": 1}, {"x": "x"}],
+    (1, "x"), (({"x": -3}),), Path("x"), [], {}, {"x": {"x": True}}, {"x": (1, 2.5)},
 )  # fmt: skip
 
 
@@ -380,23 +384,31 @@ def small_set() -> list[dict[str, Any]]:
 
 ENVIRONMENTS = {"e0": "1.26.4", "e1": "2.0"}
 
+VERSIONS = [Version("2"), Version("1.26.4")]
+LEAVES = [1, 2.5, -3, "n1", "x", True, None, [1, 2], [], ["x", None]]
+LISTS = st.lists(st.sampled_from(LEAVES), min_size=1, max_size=3)
+
+
+def terms(names: Sequence[str], ops: Sequence[str], wanted: st.SearchStrategy[Any] | None = None) -> Any:
+    """Return terms on one of these fields."""
+    fields = st.sampled_from([parse_field(name) for name in names])
+    return st.builds(Compare, fields, st.sampled_from(ops), st.none() if wanted is None else wanted)
+
+
+INSIDE = ("inputs.a", "outputs.result", "outputs.result.x", "outputs.result[0]")
 TERMS = st.one_of(
-    st.builds(Compare, st.just(parse_field("host")), st.sampled_from(["==", "!=", "<", ">="]), st.sampled_from(HOSTS)),
-    st.builds(Compare, st.just(parse_field("host")), st.sampled_from(["in", "not in"]), st.lists(st.sampled_from(HOSTS), min_size=1)),
-    st.builds(Compare, st.sampled_from([parse_field("host"), parse_field("inputs.a"), parse_field("outputs.result.x")]),
-              st.just("~"), st.sampled_from([Pattern("^n1"), Pattern("X", any_case=True)])),
-    st.builds(Compare, st.just(parse_field("tags")), st.sampled_from(["==", "!="]), st.sampled_from(WORDS)),
-    st.builds(Compare, st.just(parse_field("exit_code")), st.sampled_from(["==", "!=", "<", ">="]), st.integers(-1, 2)),
-    st.builds(Compare, st.just(parse_field("finished")), st.sampled_from(list(ORDER)),
-              st.integers(-1, 51).map(lambda hours: NOW - timedelta(hours=hours))),
-    st.builds(Compare, st.sampled_from([parse_field(n) for n in ("inputs.a", "outputs.result", "outputs.result.x", "outputs.result[0]")]),
-              st.sampled_from(["==", "!=", "in"]), st.sampled_from([1, 2.5, -3, "n1", "x", True, None, [1, 2], [], ["x", None]])),
-    st.builds(Compare, st.sampled_from([parse_field(n) for n in ("inputs.a", "outputs.result.x", "outputs.result[0]", "outputs.result")]),
-              st.sampled_from(list(ORDER)), st.sampled_from([1, 2.5, -3, "n1", "x"])),
-    st.builds(Compare, st.sampled_from([parse_field(n) for n in ("host", "tags", "inputs.a", "outputs.result.x", "exit_code")]), st.just("exists")),
-    st.builds(Compare, st.just(parse_field("env.packages.numpy")), st.sampled_from(["==", "!=", *ORDER]),
-              st.sampled_from(["2", "1.26.4"]).map(lambda text: parse(f"env.packages.numpy == {text}", NOW).value)),  # type: ignore[union-attr]
-)  # fmt: skip
+    terms(["host"], ["==", "!=", "<", ">="], st.sampled_from(HOSTS)),
+    terms(["host"], ["in", "not in"], st.lists(st.sampled_from(HOSTS), min_size=1)),
+    terms(["host", *INSIDE], ["~"], st.sampled_from([Pattern("^n1"), Pattern("X", any_case=True)])),
+    terms(["tags"], ["==", "!="], st.sampled_from(WORDS)),
+    terms(["exit_code"], ["==", "!=", "<", ">="], st.integers(-1, 2)),
+    terms(["finished"], list(ORDER), st.integers(-1, 51).map(lambda hours: NOW - timedelta(hours=hours))),
+    terms(INSIDE, ["==", "!="], st.sampled_from(LEAVES)),
+    terms(INSIDE, ["in", "not in"], LISTS),
+    terms(INSIDE, list(ORDER), st.sampled_from([1, 2.5, -3, "n1", "x"])),
+    terms(["host", "tags", "exit_code", "env.packages.numpy", *INSIDE], ["exists"]),
+    terms(["env.packages.numpy"], ["==", "!=", *ORDER], st.sampled_from(VERSIONS)),
+)
 TREES = st.recursive(
     TERMS,
     lambda parts: st.one_of(
@@ -450,6 +462,10 @@ def leaves(value: Any, steps: Sequence[str]) -> Iterator[Any]:
             for item in value:
                 if isinstance(item, dict):
                     yield from leaves(item, steps)
+
+
+def kind(value: Any) -> type:
+    return float if isinstance(value, int | float) and not isinstance(value, bool) else type(value)
 
 
 def fits(op: str, leaf: Any, wanted: Any) -> bool:
