@@ -292,14 +292,10 @@ def test_table(store: Store, objects: Objects) -> None:
 
 # -- indexes ----------------------------------------------------------------------------------------
 
-DOCUMENTED = (
-    'outputs.result.energy < -3 and tags == "eos" and finished > 2d',
-    "finished > 2d", "started > 2d and started < 1d", "submitted > 2d", "name == f3", "name ~ f1*", "tags in [t7, t8]",
-    "function == f3", "function.module == m and outcome == failed", "env.packages.numpy >= 2", "outcome == failed",
-    "outcome in [crashed, lost]", "exception.type == ValueError", "host == n3", "pilot == p1", "job == 17",
-    "uses value " + f"{77:064x}", "makes value " + f"{77:064x}", "task == t-7", 'id == "t-7:1"', "descends from t-0",
-    "ancestor of t-9", "host == n3 or name == f4", "name == f3 and not outcome == succeeded",
-)  # fmt: skip
+PAGE = Path(__file__).parent.parent / "docs" / "concepts" / "query.md"
+DOCUMENTED = re.findall(r"^\| `(.+?)` \| (.+) \|$", PAGE.read_text().partition("## Indexes")[2], re.MULTILINE)
+"""Queries of the page with what it says that they go by."""
+
 BY_VALUE = (
     "outputs.result.energy < -4.99",
     "outputs.result.energy in [1, 2]",
@@ -324,18 +320,22 @@ def explained(store: Store, objects: Objects, expression: str) -> set[str]:
 
 
 def test_documented_queries_go_by_an_index(store: Store, objects: Objects) -> None:
-    store.functions.insert_many([{"_id": f"h{n}", "module": "m", "qualname": f"f{n}"} for n in range(10)])
+    names = ["energy", "fit", "eos-1", "other"]
+    store.functions.insert_many([{"_id": f"h{n}", "module": "eos", "qualname": name} for n, name in enumerate(names)])
     store.environments.insert_many([{"_id": f"e{n}", "packages": {"numpy": f"{n}.1"}} for n in range(3)])
-    chain = [linked(f"t-{n}", *([f"t-{n - 1}:1"] if n else [])) for n in range(10)]
-    store.provenance.insert_many(chain + [
-        record(n, {"energy": n / 100 - 5}, n / 10, {"symbol": "Cu" if n % 2 else "Al"}, name=f"f{n % 20}",
-               tags=["eos", f"t{n % 10}"], host=f"n{n % 8}", pilot="p1", job="17", function=f"h{n % 10}",
-               environment=f"e{n % 3}", outcome="failed" if n % 9 == 0 else "succeeded",
-               exception={"type": "ValueError"})
-        for n in range(10, 1000)
-    ])  # fmt: skip
-    for expression in DOCUMENTED:
+    chain = [f"01nrs4becb2na7-{n}" for n in range(10)]
+    store.provenance.insert_many(linked(task, *(f"{one}:1" for one in chain[:n][-1:])) for n, task in enumerate(chain))
+    store.provenance.insert_many(
+        record(n, {"energy": n / 100 - 5}, n / 10, {"symbol": "Cu" if n % 2 else "Al"}, name=names[n % 4],
+               tags=["eos", f"t{n % 10}"], host=f"n{n % 20}", pilot=f"p{n % 5}", job=f"{n % 7}", function=f"h{n % 4}",
+               environment=f"e{n % 3}", outcome="failed" if n % 9 == 0 else "succeeded", exception={"type": "ValueError"})
+        for n in range(1000)
+    )  # fmt: skip
+    assert len(DOCUMENTED) > 15
+    for expression, index in DOCUMENTED:
         assert "COLLSCAN" not in explained(store, objects, expression), expression
+        known = set(re.findall("`(.+?)`", index)) - {"lineage"}  # the walk goes by that, the query by ids
+        assert Search(store, objects.get, expression)._query.indexes == known, expression
     for expression in BY_VALUE:
         assert Search(store, objects.get, expression).reads_all
     query.add_index(store, parse_field("outputs.result.energy"))
