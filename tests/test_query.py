@@ -328,7 +328,8 @@ def test_documented_queries_go_by_an_index(store: Store, objects: Objects) -> No
     store.provenance.insert_many(
         record(n, {"energy": n / 100 - 5}, n / 10, {"symbol": "Cu" if n % 2 else "Al"}, name=names[n % 4],
                tags=["eos", f"t{n % 10}"], host=f"n{n % 20}", pilot=f"p{n % 5}", job=f"{n % 7}", function=f"h{n % 4}",
-               environment=f"e{n % 3}", outcome="failed" if n % 9 == 0 else "succeeded", exception={"type": "ValueError"})
+               environment=f"e{n % 3}", outcome="failed" if n % 9 == 0 else "succeeded",
+               exception={"type": "ValueError"})
         for n in range(1000)
     )  # fmt: skip
     assert len(DOCUMENTED) > 15
