@@ -378,8 +378,8 @@ def queries(results: Results) -> str:
     if not lines:
         return "Not measured."
     scan, index = (_cell(results, _QUERY, name, SECONDS) for name in ("scan_s", "index_s"))
-    shown = table(("query", "records that fit", "the first 50", "how many"), lines)
-    return f"{shown}\n\nWithout an index, the last two values take {scan} at most; the slowest of the indexes is made in {index}."
+    told = f"Without an index, the last two take {scan} at most; the slowest of the indexes is made in {index}."
+    return f"{table(('query', 'records that fit', 'the first 50', 'how many'), lines)}\n\n{told}"
 
 
 def _shortened(expression: str) -> str:

@@ -257,6 +257,14 @@ def test_filter_of_mongodbs_own(store: Store, objects: Objects) -> None:
         found(store, objects, {"name": {"$regex": "("}})
 
 
+def test_slow_answer_is_waited_for(store: Store, mongod_uri: str, objects: Objects) -> None:
+    """Without an index it may take longer than the store's other calls wait."""
+    store.provenance.insert_many([record(n) for n in range(2)])
+    slow = {"$where": "function() { return sleep(700) || true }"}
+    with Store(mongod_uri, store.database.name, timeout_s=0.5) as hasty:
+        assert found(hasty, objects, slow) == {"t-0:1", "t-1:1"}
+
+
 def test_bad_questions(store: Store, objects: Objects) -> None:
     for how, reason in (
         ({"sort": "-function"}, "cannot sort by function"), ({"sort": "hots"}, "near: host"),
