@@ -24,7 +24,10 @@ TABLE = ("id", "task", "attempt", "name", "outcome", "tags", "host", "submitted"
 
 
 class Search:
-    """What `find` returns. Reads nothing before it is asked to, and then as much as is taken; may be used again.
+    """What `find` returns. Reads nothing before it is asked to, and then as much as is taken.
+
+    It may be used again: then records are read again, while functions, environments and what lies above or below a
+    record are looked up the first time only.
 
     Args:
         store: the database.

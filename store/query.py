@@ -114,10 +114,10 @@ class _Compiler:
         way = lineage.ancestors if walk.up else lineage.descendants
         found = way(self._store, self._get, starts, walk.within, lineage.LIMIT)
         if found.cut == "limit":
-            words = "ancestor of" if walk.up else "descends from"
+            term = "ancestor of" if walk.up else "descends from"
             raise InvalidInput(
                 f"more than {lineage.LIMIT:,} records are {'above' if walk.up else 'below'} {walk.start!r}, too "
-                f"many: say how far to go ({words} {walk.start} within 3), or begin nearer to what is looked for"
+                f"many: say how far to go ({term} {walk.start} within 3), or begin nearer to what is looked for"
             )
         return [name for name, distance in found.distance.items() if distance]
 
@@ -142,7 +142,7 @@ class _Compiler:
 
 
 def _hashes(store: Store, home: Home, beginning: str) -> set[str]:
-    """Return the hashes of inputs or outputs that begin so, two at most."""
+    """Return hashes of inputs or outputs that begin so: more than one if there are several, not all of them."""
     found: set[str] = set()
     with translating("look for a value", store.where):
         for _ in range(2):
@@ -397,7 +397,7 @@ def _sorted_by_value(filter: Document, order: Order, limit: int | None, fields: 
     name, *steps = order.field.path
     entries = f"${order.field.home}"
     listed = {"$cond": [{"$isArray": entries}, entries, []]}
-    here = {"$filter": {"input": listed, "cond": {"$eq": ["$$this.name", name]}}}
+    here = {"$filter": {"input": listed, "cond": {"$eq": ["$$this.name", {"$literal": name}]}}}
     value: Any = {"$getField": {"field": "value", "input": {"$first": here}}}
     for step in steps:
         item = {"$arrayElemAt": [_list_of("$$v"), int(step)]} if step.isdigit() else None

@@ -81,10 +81,11 @@ def _names(fields: str) -> list[str]:
 
 def _prepare(search: Search, records: int, counting: bool) -> None:
     """Make the indexes that are missing; say what takes long."""
-    missing = search.missing(sorted_=not counting)
+    with waiting("asking the store"):
+        missing = search.missing(sorted_=not counting)
     if records > MANY and missing:
         tell(f"making an index over {', '.join(missing)} of {records:,} records, once; `pilot index` lists them")
-    with waiting("asking the store"):
+    with waiting("making an index"):
         search.prepare(sorted_=not counting)
     if records > MANY and search.reads_all:
         tell(
