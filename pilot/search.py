@@ -13,7 +13,7 @@ from pilot.expression import parse, parse_field
 from pilot.fields import FIELDS, Field, Home
 from pilot.plain import FORM
 from pilot.records import Get
-from pilot.store import query, schema
+from pilot.store import answers, query, schema
 from pilot.store.mongo import Store
 from pilot.store.query import Query
 
@@ -50,7 +50,7 @@ class Search:
         self._get = get
         self._tree = parse(wanted, datetime.now(UTC)) if isinstance(wanted, str) else None
         self._raw = dict(wanted) if isinstance(wanted, Mapping) else {}
-        self._order = query.Order(parse_field(sort.removeprefix("-")), sort.startswith("-"))
+        self._order = answers.Order(parse_field(sort.removeprefix("-")), sort.startswith("-"))
         if self._order.field.home in (Home.FUNCTION, Home.ENVIRONMENT):
             raise InvalidInput(
                 f"cannot sort by {self._order.field.name}: only by what stands in the records themselves"
@@ -72,7 +72,7 @@ class Search:
     def count(self) -> int:
         """Return how many records fit, whatever the limit."""
         self.prepare(sorted_=False)
-        return query.count(self._store, self._query.filter)
+        return answers.count(self._store, self._query.filter)
 
     def first(self) -> Document | None:
         """Return the first record, or None."""
@@ -137,7 +137,7 @@ class Search:
 
     def _read(self, paths: Sequence[str] | None, limit: int | None) -> Iterator[Document]:
         self.prepare()
-        return query.stream(self._store, query.cursor(self._store, self._query.filter, self._order, limit, paths))
+        return answers.stream(self._store, answers.cursor(self._store, self._query.filter, self._order, limit, paths))
 
 
 class Columns:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from packaging.version import Version
 
 from pilot.errors import ExpressionError, InvalidInput
-from pilot.expression import And, Compare, Holds, Not, Or, Pattern, Walk, glob, parse, parse_field
+from pilot.expression import glob, parse, parse_field
 from pilot.fields import FIELDS, Field, Home
+from pilot.terms import And, Compare, Holds, Not, Or, Pattern, Walk
 
 NOW = datetime(2026, 3, 3, 12, tzinfo=UTC)
 

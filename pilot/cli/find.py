@@ -13,7 +13,7 @@ from pilot.cli import queries, text
 from pilot.cli.common import Command, Rows, console, escaped, now, opened, tell, waiting
 from pilot.errors import ExpressionError
 from pilot.search import Search, listed
-from pilot.store import query
+from pilot.store import answers
 from pilot.store.objects import Objects
 
 Document = dict[str, Any]
@@ -54,7 +54,7 @@ def find(
     """Find records, newest first: of all attempts, however they ended."""
     if expression is not None and raw is not None:
         raise click.UsageError("give an expression or --raw, not both")
-    wanted = query.raw(raw) if raw is not None else expression
+    wanted = answers.raw(raw) if raw is not None else expression
     columns = None if fields is None else _names(fields)
     with opened() as project:
         get = Objects(project.config.objects_folder).get
