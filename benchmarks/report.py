@@ -103,6 +103,8 @@ _CACHED = ("cached", "cached")
 _NOOP, _TRUE = ("noop", "noop"), ("commands", "true")
 _MPI, _MIXED, _LOOP = ("mpi_functions", "mpi-noop"), ("mixed", "mixed"), ("mpiexec_loop", "mpi-noop")
 
+_QUERY = ("query", "query")
+
 ROWS = (
     Row("no-op functions, submit to result in hand", _NOOP, "rate_per_s", RATE,
         (Bound(6_000), Bound(5, _PARSL)), (Bound(12_000), Bound(10, _PARSL))),
@@ -122,6 +124,8 @@ ROWS = (
     Row("database commands per no-op task", _NOOP, "db_commands_per_task", OPERATIONS, (Bound(0.5),), (Bound(0.05),)),
     Row("idle worker rank with its child, of a core", ("idle", "idle"), "idle_pct", IDLE, (Bound(1.0),)),
     Row("memory of the agent", _NOOP, "rss_mb_agent", MEMORY),
+    Row("queries that go by an index, 10⁶ records: the slowest", _QUERY, "slowest_ms", MS, (Bound(50),)),
+    Row("what is above or below a chain of 1,000, 10⁶ records", _QUERY, "chain_s", SECONDS, (Bound(1),)),
 )  # fmt: skip
 
 COMPARED = (
@@ -367,6 +371,23 @@ def costs(results: Results, cores: int) -> str:
     return table(("role", "what it does", "per no-op function", "per command", "memory of one"), lines)
 
 
+def queries(results: Results) -> str:
+    """Return the table of what queries find and how soon, and what those take that no index serves."""
+    lines = []
+    for one in results.first(_QUERY, "queries") or ():
+        times = (MS.text(one[name]) for name in ("first_ms", "count_ms"))
+        lines.append((f"`{_plain(_shortened(one['query']))}`", f"{one['found']:,}", *times))
+    if not lines:
+        return "Not measured."
+    scan, index = (_cell(results, _QUERY, name, SECONDS) for name in ("scan_s", "index_s"))
+    told = f"Without an index, the last two take {scan} at most; the slowest of the indexes is made in {index}."
+    return f"{table(('query', 'records that fit', 'the first 50', 'how many'), lines)}\n\n{told}"
+
+
+def _shortened(expression: str) -> str:
+    return re.sub(r"[0-9a-f]{64}", lambda digest: digest[0][:5] + "…", expression)
+
+
 def failures(results: Results) -> str:
     """Return what went wrong, as a list; empty if nothing did."""
     wrong = [
@@ -423,6 +444,7 @@ def render(template: str, lines: Iterable[Line]) -> str:
         "comparison": comparison(results),
         "costs": costs(results, cores),
         "batch": batch(results),
+        "queries": queries(results),
         "failures": failures(results),
         "machine": machine(results.facts),
         "date": str(results.facts.get("date", "")),

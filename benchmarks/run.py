@@ -84,6 +84,7 @@ MEASURES = (
     Measure("placement", "placement", ("--tasks", "1000"), 120),
     Measure("slurm", "slurm-pilot", ("--tasks", "20"), 180, SLURM_JOBS, "slurm_pilot", _slurm.missing),
 )
+QUERY = Measure("query", "query", ("--tasks", "3000"), 900)
 DEEP = Measure("deep", "depth-million", ("--tasks", "20000"), 1800, script="depth")
 
 
@@ -94,13 +95,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda _signal, _frame: sys.exit("terminated"))
     rounds = 1 if arguments.quick else arguments.rounds
     chosen = [measure for measure in MEASURES if arguments.only in (None, measure.row)]
-    deep = [DEEP] if arguments.deep or arguments.only == DEEP.row else []
+    once = [QUERY] if arguments.only in (None, QUERY.row) else []
+    once += [DEEP] if arguments.deep or arguments.only == DEEP.row else []
     lines: list[dict[str, Any]] = [{"facts": facts(rounds)}]
     begun = time.monotonic()
     write = arguments.write or not (arguments.quick or arguments.no_peers or arguments.only)
     peers = not (arguments.no_peers or arguments.quick)
     try:
-        for line in session(chosen, deep, rounds, quick=arguments.quick, peers=peers):
+        for line in session(chosen, once, rounds, quick=arguments.quick, peers=peers):
             lines.append(line)
             _tell(line, time.monotonic() - begun)
     finally:  # what an interrupted session has measured is worth a look
@@ -120,7 +122,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--only", choices=[*(measure.row for measure in MEASURES), DEEP.row], help="only this row")
+    parser.add_argument("--only", choices=[measure.row for measure in (*MEASURES, QUERY, DEEP)], help="only this row")
     parser.add_argument("--rounds", type=int, default=3, choices=range(1, 100), metavar="N")
     parser.add_argument("--no-peers", action="store_true", help="measure pilot only")
     parser.add_argument("--quick", action="store_true", help="few tasks, one round, no peers: numbers mean little")
@@ -192,6 +194,7 @@ def _show(lines: Sequence[dict[str, Any]]) -> None:
         report.comparison(results),
         report.costs(results, results.facts["cores"]),
         report.batch(results),
+        report.queries(results),
     )
     sys.stdout.write("\n\n".join(part for part in parts if part) + "\n")
     sys.stdout.flush()
@@ -206,7 +209,7 @@ def _tell(line: dict[str, Any], seconds: float) -> None:
     sys.stderr.flush()
 
 
-_HEADLINES = ("us_per_task", "idle_pct", "busy_pct", "ratio", "median_ms", "rate_per_s")
+_HEADLINES = ("slowest_ms", "us_per_task", "idle_pct", "busy_pct", "ratio", "median_ms", "rate_per_s")
 
 
 # -- facts ----------------------------------------------------------------------------------------

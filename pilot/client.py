@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from pilot.model import SCHEMA, Blob, FunctionCode, Input, new_batch, new_token,
 from pilot.prepare import code_document
 from pilot.resources import Resources, TaskSpec
 from pilot.results import Watcher
+from pilot.search import Search
 from pilot.source import own_text
 from pilot.states import GOOD, State
 from pilot.store import caching, dependants, graphs, provenance, remarks, tasks
@@ -321,6 +322,24 @@ class Project:
 
         name = task.id if isinstance(task, Future) else task
         return reproduce(self.config, self.store, name, depth=depth, rtol=rtol, atol=atol, slots=slots, keep=keep)
+
+    def find(
+        self, wanted: str | Mapping[str, Any] | None = None, *, sort: str = "-finished", limit: int | None = None,
+        fields: Sequence[str] | None = None,
+    ) -> Search:  # fmt: skip
+        """Return the records that fit, to iterate over; with `count`, `first`, `ids` and `dataframe`.
+
+        Args:
+            wanted: an expression, ``'outputs.result.energy < -3 and tags == "eos" and finished > 2d'``, or a filter
+                of MongoDB's own; None: all records. Records of all attempts are there, however they ended.
+            sort: a field, with ``-`` before it for the largest or latest first.
+            limit: at most so many.
+            fields: names of fields: then each record is a dict of these.
+
+        Raises:
+            ExpressionError: the expression, or a field's name, cannot be read; it points at the character.
+        """
+        return Search(self.store, self._objects.get, wanted, sort=sort, limit=limit, fields=fields)
 
     # -- control ----------------------------------------------------------------------------------
 

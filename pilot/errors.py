@@ -22,6 +22,24 @@ class EncodingError(InvalidInput):
     """A value cannot be encoded (an argument at submit, a result at the end of a task)."""
 
 
+class ExpressionError(InvalidInput):
+    """A query cannot be read: `reason` says why in one line, `pointer` shows the character, the text above it.
+
+    Args:
+        reason: what is wrong.
+        text: the expression.
+        position: of the character, from 0; the text's length if something is missing at its end.
+    """
+
+    def __init__(self, reason: str, text: str, position: int) -> None:
+        self.position = position
+        self.reason = f"cannot read the expression at character {position + 1}: {reason}"
+        start = max(0, position - 60)
+        shown = "".join(c if c.isprintable() else " " for c in text[start : position + 40])
+        self.pointer = f"{shown}\n{' ' * (position - start)}^"
+        super().__init__(f"{self.reason}\n{self.pointer}")
+
+
 class ForeignFuture(InvalidInput):
     """A future of another project, or one that makes a cycle, was given as an argument."""
 

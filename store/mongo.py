@@ -267,7 +267,8 @@ def _counterpart(exc: BaseException) -> type[PilotError] | None:
     return kind
 
 
-def _words(exc: BaseException) -> str:
+def words(exc: BaseException) -> str:
+    """Return what an error of the driver says, without what only its makers want to know."""
     text = str(exc) or type(exc).__name__
     details = getattr(exc, "details", None)
     if isinstance(details, Mapping):
@@ -282,7 +283,7 @@ def translated(exc: BaseException, action: str, where: str = "") -> PilotError |
     kind = _counterpart(exc)
     if kind is None:
         return None
-    return kind(f"cannot {action}{f' in {where}' if where else ''}: {_words(exc)}; {_ADVICE[kind]}")
+    return kind(f"cannot {action}{f' in {where}' if where else ''}: {words(exc)}; {_ADVICE[kind]}")
 
 
 class translating:

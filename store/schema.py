@@ -14,12 +14,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import pymongo
 from pymongo import ASCENDING, IndexModel
 from pymongo.errors import OperationFailure
 
 from pilot.errors import SchemaMismatch, SignatureError
+from pilot.fields import Field
 from pilot.model import SCHEMA
 from pilot.states import Kind, State
 from pilot.store.mongo import Store, translating
@@ -65,6 +68,17 @@ GROUPS = IndexModel(
 )
 """Over tasks, made with a project's first group; see `ensure_groups`."""
 
+
+def _of_records(name: str, field: str = "", rare: bool = False) -> IndexModel:
+    """Index records by a field, and those in which it is the same by their end; `rare`: only those that have it."""
+    field = field or name
+    keys = [(field, ASCENDING)] if field == _FINISHED else [(field, ASCENDING), (_FINISHED, ASCENDING)]
+    only = {"partialFilterExpression": {field: {"$exists": True}}} if rare else {}
+    return IndexModel(keys, name=name, **only)
+
+
+_FINISHED = "time.finished"
+
 RECORD_INDEXES: dict[str, IndexModel] = {
     model.document["name"]: model
     for model in (
@@ -85,9 +99,44 @@ RECORD_INDEXES: dict[str, IndexModel] = {
         IndexModel([("cached_from", ASCENDING)], name="copies", sparse=True),
         IndexModel([("outputs.hash", ASCENDING)], name="made"),
         IndexModel([("inputs.hash", ASCENDING)], name="used"),
+        _of_records("finished", _FINISHED),
+        _of_records("started", "time.started"),
+        _of_records("submitted", "time.submitted"),
+        _of_records("name"),
+        _of_records("tags", rare=True),
+        _of_records("function", rare=True),
+        _of_records("outcome"),
+        _of_records("exception.type", rare=True),
+        _of_records("host"),
+        _of_records("pilot"),
+        _of_records("job", rare=True),
+        _of_records("environment"),
     )
 }
-"""By name. Every record that is written pays for each, so that each is made when it is needed first; see `ensure`."""
+"""By name. Every record that is written pays for each, so that each is made when it is needed first; see `ensure`.
+
+Queries find those of one field under its name (`query`); each goes on by the time of the end, by which they are sorted.
+"""
+
+_INDEX_S = 3600.0
+"""How long making an index may take: on a busy file system a minute for some millions of records."""
+
+
+def value_index(field: Field) -> IndexModel:
+    """Return the index over one input or output, or a part of it, with all that is inside; named as it is written.
+
+    Only records that have one of this name are in it.
+    """
+    name, *steps = field.path
+    key = ".".join((field.home, "value", *steps, "$**"))
+    only = {f"{field.home}.name": name}
+    return IndexModel([(key, ASCENDING)], name=field.plain_name, partialFilterExpression=only)
+
+
+@translating("list the indexes over records")
+def record_indexes(store: Store) -> list[str]:
+    """Return the names of the indexes over records that there are, apart from that of `_id`."""
+    return sorted(name for name in store.provenance.index_information() if name != "_id_")
 
 
 @translating("make an index")
@@ -96,7 +145,21 @@ def ensure(store: Store, *names: str) -> None:
 
     Records can be written meanwhile.
     """
-    store.provenance.create_indexes([RECORD_INDEXES[name] for name in names])
+    make(store, [RECORD_INDEXES[name] for name in names])
+
+
+@translating("make an index")
+def make(store: Store, models: Sequence[IndexModel]) -> None:
+    """Make indexes over records that do not exist yet, and wait for them; records can be written meanwhile."""
+    if models:
+        with pymongo.timeout(_INDEX_S):
+            store.provenance.create_indexes(list(models))
+
+
+@translating("drop an index")
+def drop(store: Store, name: str) -> None:
+    """Remove an index over records, so that none has to pay for it any more."""
+    store.provenance.drop_index(name)
 
 
 @translating("make an index")

@@ -22,6 +22,7 @@ import pytest
 import pilot
 from pilot.cli.app import COMMANDS, cli
 from pilot.errors import NotOffered
+from pilot.fields import FIELDS, OPEN
 from pilot.resources import parse_duration, parse_size
 from pilot.states import Outcome, PilotState, PoolState, State
 from tests import rig
@@ -230,6 +231,11 @@ def test_every_state_and_outcome_is_explained(page: str, words: set[str]) -> Non
     path = DOCS / "concepts" / f"{page}.md"
     explained = {word for line in path.read_text().splitlines() for word in re.findall(r"^\| `(\w+)` \|", line)}
     assert words - explained == set()
+
+
+def test_every_field_that_can_be_asked_for_is_explained() -> None:
+    explained_ = {word for row in rows(DOCS / "concepts" / "query.md", 2) for word in re.findall(r"`([\w.]+)`", row[0])}
+    assert {*FIELDS, *OPEN} - explained_ == set()
 
 
 # -- fields of documents ----------------------------------------------------------------------------

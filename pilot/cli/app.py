@@ -49,6 +49,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "submit": Entry("submit", "submit", "Submit a command as a task."),
         "tasks": Entry("tasks", "tasks", "List tasks, newest first."),
         "show": Entry("show", "show", "Show a task and where its result came from."),
+        "find": Entry("find", "find", "Find records by what they hold."),
+        "index": Entry("index", "index", "List, make or drop what queries go by."),
         "logs": Entry("logs", "logs", "Print what a task wrote to its output."),
         "explain": Entry("explain", "explain", "Say why a task is not running."),
         "wait": Entry("control", "wait", "Wait until tasks have ended."),

@@ -9,7 +9,7 @@ from typing import Any
 from pilot.errors import StoreUnavailable
 from pilot.model import official_record
 from pilot.states import ENDED, Kind, State
-from pilot.store import provenance, tasks
+from pilot.store import provenance, schema, tasks
 from pilot.store.mongo import Store, translating
 
 Document = dict[str, Any]
@@ -218,3 +218,18 @@ def made(store: Store, hashes: Collection[str], but: Collection[str]) -> dict[st
     except StoreUnavailable:
         return found
     return found
+
+
+@translating("count records")
+def size(store: Store) -> int:
+    """Return about how many records there are."""
+    return store.provenance.estimated_document_count()
+
+
+@translating("ask for the sizes of indexes")
+def index_sizes(store: Store) -> dict[str, int]:
+    """Return the sizes in bytes of the indexes over records, by name, without that of `_id`."""
+    if not schema.record_indexes(store):
+        return {}
+    sizes: dict[str, int] = store.database.command("collStats", "provenance")["indexSizes"]
+    return {name: size for name, size in sorted(sizes.items()) if name != "_id_"}

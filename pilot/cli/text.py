@@ -201,3 +201,8 @@ def plain(tree: Any) -> Any:
 def as_json(tree: Any) -> str:
     """Return one JSON document."""
     return json.dumps(plain(tree), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def json_line(tree: Any) -> str:
+    """Return one JSON document on one line."""
+    return json.dumps(plain(tree), ensure_ascii=False, allow_nan=False)
