@@ -41,6 +41,8 @@ class Home(StrEnum):
     INPUTS = "inputs"
     """In the entry of this name in the record's list."""
     OUTPUTS = "outputs"
+    REMARKS = "remarks"
+    """In the task's document, where people may change it at any time; the record has none of it."""
 
 
 class Field(NamedTuple):
@@ -111,6 +113,10 @@ FIELDS: dict[str, Field] = {
         ("cached_from", Type.TEXT, "cached_from"),
         ("cache.saved_s", Type.SECONDS, "cache.saved_s"),
         ("cache.miss", Type.TEXT, "cache.miss"),
+    ),
+    **_fields(
+        Home.REMARKS,
+        ("group", Type.TEXT, "groups"),
     ),
     **_fields(
         Home.FUNCTION,

@@ -51,7 +51,7 @@ class Search:
         self._tree = parse(wanted, datetime.now(UTC)) if isinstance(wanted, str) else None
         self._raw = dict(wanted) if isinstance(wanted, Mapping) else {}
         self._order = answers.Order(parse_field(sort.removeprefix("-")), sort.startswith("-"))
-        if self._order.field.home in (Home.FUNCTION, Home.ENVIRONMENT):
+        if self._order.field.home in (Home.FUNCTION, Home.ENVIRONMENT, Home.REMARKS):
             raise InvalidInput(
                 f"cannot sort by {self._order.field.name}: only by what stands in the records themselves"
             )
@@ -59,6 +59,9 @@ class Search:
             raise InvalidInput(f"limit {limit!r} is not a number of records above zero")
         self._limit = limit
         self._fields = None if fields is None else [parse_field(name) for name in fields]
+        for field in self._fields or ():
+            if field.home is Home.REMARKS:
+                raise InvalidInput(f"no record has a {field.name}, only its task: `pilot show` shows it")
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the records, or the fields of each.

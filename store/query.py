@@ -16,7 +16,7 @@ from pilot.errors import InvalidInput, TaskNotFound
 from pilot.fields import FIELDS, Field, Home
 from pilot.plain import FORM
 from pilot.records import Get, unpack
-from pilot.store import lineage, schema
+from pilot.store import lineage, remarks, schema
 from pilot.store.mongo import Store, translating
 from pilot.store.tasks import Document
 from pilot.terms import And, Compare, Holds, Not, Or, Tree, Walk, compares, positive
@@ -77,7 +77,7 @@ class _Compiler:
         if opposite is None:
             return self._compare(tree)
         others: Document = {"$nor": [self._compare(opposite)]}
-        if tree.field.name == "tags":  # there are none rather than that they are not there
+        if tree.field.name in ("tags", "group"):  # there are none rather than that they are not there
             return others
         return {"$and": [self._compare(Compare(tree.field, "exists")), others]}
 
@@ -87,9 +87,22 @@ class _Compiler:
                 return {"function": {"$in": self._named(term)}}
             case Home.ENVIRONMENT:
                 return {"environment": {"$in": self._named(term)}}
+            case Home.REMARKS:
+                return {
+                    "_id": {"$in": remarks.records(self._store, {term.field.dotted: _condition(term.op, term.value)})}
+                }
             case Home.RECORD:
-                return _on_record(term)
+                return self._tagged(term) if term.field.name == "tags" else _on_record(term)
         return _on_value(term)
+
+    def _tagged(self, term: Compare) -> Document:
+        """Ask records for their tags, but where they were changed later, which are few, the tasks."""
+        first = _on_record(term)
+        changed = remarks.records(self._store, {"retagged": True})
+        if not changed:
+            return first
+        now = remarks.records(self._store, {"retagged": True, **first})
+        return {"$or": [{"$and": [first, {"_id": {"$nin": changed}}]}, {"_id": {"$in": now}}]}
 
     def _named(self, term: Compare) -> list[str]:
         """Return the hashes of those functions or environments of which a term is true."""
@@ -288,7 +301,7 @@ def _served(tree: Tree, values: Sequence[str]) -> tuple[int, frozenset[str]] | N
     field, op = tree.field, tree.op
     if op in _UNSERVED or (op == "~" and (tree.value.any_case or not _PREFIX.fullmatch(tree.value.regex))):
         return None
-    if field.name == "id" or (field.name == "task" and op in ("==", "in")):
+    if field.name in ("id", "group") or (field.name == "task" and op in ("==", "in")):
         return -1, frozenset()
     if field.of_value:
         over = next((name for name in values if f"{field.plain_name}.".startswith(f"{name}.")), None)

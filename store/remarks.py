@@ -8,11 +8,12 @@ queue's: whatever comes first, both hold.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from pilot.errors import InvalidInput
+from pilot.model import record_id
 from pilot.states import Kind
 from pilot.store import schema
 from pilot.store.mongo import Store, translating
@@ -50,7 +51,9 @@ def tag(store: Store, ids: Sequence[str], add: Collection[str] = (), remove: Col
         InvalidInput: a word cannot be a tag, or a task has as many as it may; nothing is changed, or only the tasks
             before that one.
     """
-    _change(store, ids, "tags", list(dict.fromkeys(word(one, "tag") for one in add)), remove)
+    words = list(dict.fromkeys(word(one, "tag") for one in add))
+    schema.ensure_remarks(store, "retagged")
+    _change(store, ids, "tags", words, remove, {"retagged": True})
 
 
 def group(store: Store, name: str, add: Sequence[str] = (), remove: Sequence[str] = ()) -> None:
@@ -62,13 +65,18 @@ def group(store: Store, name: str, add: Sequence[str] = (), remove: Sequence[str
     word(name, "group's name")
     with translating("change a group", store.where):
         if add:
-            schema.ensure_groups(store)  # whoever uses no groups does not pay for the index
+            schema.ensure_remarks(store, "groups")  # whoever uses no groups does not pay for the index
             _change(store, add, "groups", [name], ())
         _change(store, remove, "groups", (), [name])
 
 
-def _change(store: Store, ids: Sequence[str], field: str, add: Collection[str], remove: Collection[str]) -> None:
-    """Change a list of words; one that becomes empty goes, so that an index of those who have it forgets the task.
+def _change(
+    store: Store, ids: Sequence[str], field: str, add: Collection[str], remove: Collection[str],
+    marks: Mapping[str, Any] = {},
+) -> None:  # fmt: skip
+    """Change a list of words, and set `marks`.
+
+    A list that becomes empty goes, so that an index of those who have it forgets the task.
 
     `$literal`, since a word may begin with a dollar.
     """
@@ -76,7 +84,7 @@ def _change(store: Store, ids: Sequence[str], field: str, add: Collection[str], 
     kept = {"$filter": {"input": old, "as": "one", "cond": {"$not": [{"$in": ["$$one", {"$literal": list(remove)}]}]}}}
     new = {"$filter": {"input": {"$literal": list(add)}, "as": "one", "cond": {"$not": [{"$in": ["$$one", old]}]}}}
     update: list[dict[str, Any]] = [
-        {"$set": {field: {"$concatArrays": [kept, new]}}},
+        {"$set": {field: {"$concatArrays": [kept, new]}, **marks}},
         {"$set": {field: {"$cond": [{"$eq": [f"${field}", []]}, "$$REMOVE", f"${field}"]}}},
     ]
     for part in chunks(list(dict.fromkeys(ids))):
@@ -111,7 +119,7 @@ def note(store: Store, ids: Sequence[str], text: str, user: str, now: datetime) 
 @translating("list groups")
 def groups(store: Store) -> dict[str, int]:
     """Return the groups that there are, by name, and how many tasks each has (index `groups`)."""
-    if not schema.has_groups(store):
+    if not schema.has_remarks(store, "groups"):
         return {}
     pipeline: list[dict[str, Any]] = [
         {"$match": {"groups": {"$exists": True}}}, {"$unwind": "$groups"}, {"$sortByCount": "$groups"},
@@ -122,6 +130,17 @@ def groups(store: Store) -> dict[str, int]:
 @translating("list a group")
 def members(store: Store, name: str) -> list[str]:
     """Return the ids of a group's tasks, oldest first (index `groups`)."""
-    if not schema.has_groups(store):
+    if not schema.has_remarks(store, "groups"):
         return []
     return [doc["_id"] for doc in store.tasks.find({"groups": name}, ["_id"], sort=[("_id", 1)], hint="groups")]
+
+
+@translating("look for tasks by what people say of them")
+def records(store: Store, query: Mapping[str, Any]) -> list[str]:
+    """Return the ids of all records that the tasks may have which fit a query, on their groups or with ``retagged``."""
+    name = "retagged" if "retagged" in query else "groups"
+    if not schema.has_remarks(store, name):
+        return []
+    marked = {"retagged": True} if name == "retagged" else {"groups": {"$exists": True}}
+    found = store.tasks.find({"$and": [marked, query], "attempt": {"$gt": 0}}, ["attempt"], hint=name)
+    return [record_id(doc["_id"], attempt) for doc in found for attempt in range(1, doc["attempt"] + 1)]

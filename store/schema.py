@@ -63,10 +63,18 @@ TASK_INDEXES = (
     _marker("cancel"),
 )
 
-GROUPS = IndexModel(
-    [("groups", ASCENDING), ("_id", ASCENDING)], name="groups", partialFilterExpression={"groups": {"$exists": True}}
-)
-"""Over tasks, made with a project's first group; see `ensure_groups`."""
+REMARK_INDEXES: dict[str, IndexModel] = {
+    model.document["name"]: model
+    for model in (
+        IndexModel(
+            [("groups", ASCENDING), ("_id", ASCENDING)],
+            name="groups",
+            partialFilterExpression={"groups": {"$exists": True}},
+        ),
+        _marker("retagged"),
+    )
+}
+"""Over tasks, by name: those in a group; those whose tags are not what they were at first. Made when needed first."""
 
 
 def _of_records(name: str, field: str = "", rare: bool = False) -> IndexModel:
@@ -163,15 +171,15 @@ def drop(store: Store, name: str) -> None:
 
 
 @translating("make an index")
-def ensure_groups(store: Store) -> None:
-    """Make sure that tasks can be found by their groups."""
-    store.tasks.create_indexes([GROUPS])
+def ensure_remarks(store: Store, name: str) -> None:
+    """Make sure that this one of the `REMARK_INDEXES` exists."""
+    store.tasks.create_indexes([REMARK_INDEXES[name]])
 
 
-def has_groups(store: Store) -> bool:
-    """Say whether anybody has made a group yet."""
+def has_remarks(store: Store, name: str) -> bool:
+    """Say whether anybody has needed this one of the `REMARK_INDEXES` yet."""
     with translating("look for an index", store.where):
-        return GROUPS.document["name"] in store.tasks.index_information()
+        return name in store.tasks.index_information()
 
 
 @translating("create the collections and indexes")

@@ -269,8 +269,12 @@ def test_commands(rig: Rig, project: pilot.Project, unique: str, tmp_path: Path)
     assert third.result(LONG_S)["out"] == b"aa"
     assert f"the program {program} is not the one that it ran" in miss(third)
     hit(submit(), third)
-    project.store.provenance.update_one({"_id": f"{third.id}:1"}, {"$set": {"command.digest": "0" * 64}})
-    assert "it is not trusted" in miss(submit())
+    before = record(third)
+    project.store.provenance.update_one({"_id": before["_id"]}, {"$set": {"command.digest": "0" * 64}})
+    try:
+        assert "it is not trusted" in miss(submit())
+    finally:
+        project.store.provenance.replace_one({"_id": before["_id"]}, before)
 
 
 def test_the_program_may_be_an_input_or_a_shell_line(project: pilot.Project, unique: str) -> None:

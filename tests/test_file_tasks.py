@@ -277,7 +277,7 @@ def test_collect_and_stat(lobby: Rig, tmp_path: Path, say: Any) -> None:
         future = pilot.task(lambda: table).submit()  # the function's pickle is an object
         task = pilot.task(read).submit(given, *given)
         named_ = {one.hash for one in care.kept(objects)}
-        assert len(named_) == 5  # function, list, text, manifest, the file in the tree
+        assert len(named_) == 6  # function, this module's text, list, text, manifest, the file in the tree
         unnamed = [objects.put(encode(os.urandom(n))) for n in (10, 100, 1000)]
         for one in care.kept(objects):
             os.utime(objects.path(one.hash), (1, 1))

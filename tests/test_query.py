@@ -14,7 +14,7 @@ from pilot import records, values
 from pilot.errors import InvalidInput, TaskNotFound
 from pilot.expression import parse_field
 from pilot.search import Search
-from pilot.store import answers, lineage, query, schema
+from pilot.store import answers, lineage, query, remarks, schema
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 from tests.test_lineage import record as linked
@@ -111,6 +111,35 @@ def test_index_over_values_takes_any_value(store: Store, objects: Objects) -> No
         deep = {"a": [deep]}
     store.provenance.insert_many([record(number, result) for number, result in enumerate([*odd, deep])])
     assert len(found(store, objects, "outputs.result exists")) == len(odd) + 1
+
+
+def test_tags_are_those_of_now_and_groups_are_found(store: Store, objects: Objects) -> None:
+    docs = [{**record(number, number), "tags": ["a"] if number < 3 else []} for number in range(6)]
+    store.provenance.insert_many(docs)
+    store.tasks.insert_many([{"_id": doc["task"], "attempt": 1, "tags": doc["tags"]} for doc in docs])
+
+    def numbers(expression: str) -> set[int]:
+        return {int(name[2:-2]) for name in found(store, objects, expression)}
+
+    assert numbers("tags == a") == {0, 1, 2}
+    assert numbers("group == paper") == set()
+    remarks.tag(store, ["t-0", "t-4"], add=["b"], remove=["a"])
+    remarks.tag(store, ["t-1", "t-5"], add=["a"])
+    remarks.group(store, "paper", ["t-1", "t-4"])
+    remarks.group(store, "paper 2", ["t-4", "t-5"])
+    assert numbers("tags == a") == {1, 2, 5}
+    assert numbers("tags == b or tags == c") == {0, 4}
+    assert numbers("tags != a") == {0, 3, 4}
+    assert numbers("tags ~ /^[ab]$/") == {0, 1, 2, 4, 5}
+    assert numbers("group == paper") == {1, 4}
+    assert numbers('group ~ "paper*" and not tags == b') == {1, 5}
+    assert numbers("group != paper") == {0, 2, 3, 5}
+    assert numbers("group exists") == {1, 4, 5}
+    for expression in ("tags == a", "group == paper"):
+        assert "COLLSCAN" not in explained(store, objects, expression)
+    for wrong in ({"fields": ["group"]}, {"sort": "group"}):
+        with pytest.raises(InvalidInput, match="group"):
+            Search(store, objects.get, **wrong)
 
 
 def test_sorted_by_a_value(store: Store, objects: Objects) -> None:

@@ -89,7 +89,7 @@ def test_a_group_is_there_as_long_as_a_task_is_in_it(store: Store) -> None:
     store.tasks.drop_indexes()
     schema.create(store, "project-of-the-tests")
     assert (remarks.groups(store), remarks.members(store, "g")) == ({}, [])
-    assert not schema.has_groups(store)  # who has no groups does not pay for them
+    assert not schema.has_remarks(store, "groups")  # who has no groups does not pay for them
     remarks.group(store, "g", add=["t1", "t3", "t1"])
     remarks.group(store, "h", add=["t3"])
     assert remarks.groups(store) == {"g": 2, "h": 1}

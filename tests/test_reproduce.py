@@ -153,7 +153,8 @@ def test_what_cannot_be_run(
     assert future.result(timeout=LONG_S) == 3
     flag.unlink()
     Path(module.__file__).write_text(MODULE + "\n# changed\n")
-    rig.store.functions.update_one({"qualname": "total", "module_text": True}, {"$unset": {"module_text": 1}})
+    of_total = {"_id": rig.store.provenance.find_one({"task": total.id})["function"], "module_text": True}
+    assert rig.store.functions.update_one(of_total, {"$unset": {"module_text": 1}}).modified_count == 1
     monkeypatch.chdir(rig.config.root)
     assert pilot_command(["reproduce", future.id]) == 1
     said = capsys.readouterr().out
