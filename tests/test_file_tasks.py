@@ -289,7 +289,7 @@ def test_collect_and_stat(lobby: Rig, tmp_path: Path, say: Any) -> None:
         assert "3 objects that nothing names" in say("collect", "--yes", rig=lobby)[1]
         assert {one.hash for one in care.kept(objects)} == {*named_, new}
         code, found = say("stat", "--json", rig=lobby)
-        assert (found["objects"], found["trash_objects"], found["places"]) == (6, 3, 1)
+        assert (found["objects"], found["trash_objects"], found["places"]) == (7, 3, 1)
         assert "3 in the trash, " in say("stat", rig=lobby)[1]
         (trash,) = (lobby.config.objects_folder / "trash").iterdir()
         trash.rename(trash.with_name("1"))  # long ago
