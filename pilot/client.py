@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from pilot import offers, records, signing, values
 from pilot.config import ProjectConfig, find_project
-from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
+from pilot.errors import ForeignFuture, InvalidInput, NotTrusted, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
 from pilot.model import SCHEMA, Blob, FunctionCode, Input, new_batch, new_token, official_record, whole_result
 from pilot.prepare import code_document
@@ -67,7 +67,8 @@ class Project:
             SchemaMismatch: another release made it.
             ProjectError: the project's key is missing or open to others.
         """
-        self._signer = signing.Signer(signing.load_key(self.config.key_file), self.config.id)
+        key = signing.load_key(self.config.key_file)
+        self._signer = signing.Signer(key, self.config.id, self.config.trusted_folder)
         self.store = store_of(self.config).__enter__()
         try:
             checked(self.store, self.config)
@@ -234,29 +235,41 @@ class Project:
     def value_of(self, record: bytes) -> Any:
         """Verify a record and return the value of its outputs: a function's result, a command's outputs by name.
 
+        What was imported from a project whose key is not trusted is returned if it is data, and never unpickled.
+
         Args:
             record: as `provenance.get_raw` returns it.
 
         Raises:
             SignatureError: it is not what the pool wrote.
+            NotTrusted: it was imported, and cannot be read without running code.
             DecodingError: a value does not load here.
             ObjectMissing, ObjectCorrupt: the object repository does not have what the record names.
         """
         doc = provenance.decode(record)
-        records.verify(doc, self._signer)
+        untrusted = None
+        try:
+            records.verify(doc, self._signer)
+        except NotTrusted as exc:
+            untrusted = exc
         if doc["outcome"] not in GOOD:
             raise SignatureError(f"record {doc['_id']!r} says {doc['outcome']!r}, its task says done")
-        outputs = records.unpack(doc["outputs"], self._objects.get)
-        loaded = {entry["name"]: self._load(entry) for entry in outputs}
+        loaded = {}
+        for entry in records.unpack(doc["outputs"], self._objects.get):
+            data = self._bytes_of(entry)
+            if untrusted is not None and not values.is_data(data):
+                raise NotTrusted(f"output {entry['name']!r} of record {doc['_id']!r} is not data: {untrusted}")
+            loaded[entry["name"]] = values.decode(data)
         return whole_result(loaded)
 
-    def _load(self, entry: dict[str, Any]) -> Any:
+    def _bytes_of(self, entry: dict[str, Any]) -> bytes | memoryview:
+        """Return the encoding of an output, which has the hash that was signed."""
         blob = records.blob_from(entry)
         if blob.data is None:
-            return values.decode(self._objects.get(blob.hash))
+            return self._objects.get(blob.hash)
         if values.digest(blob.data) != blob.hash:
             raise SignatureError(f"output {entry['name']!r} of a record is not what was signed: somebody changed it")
-        return values.decode(blob.data)
+        return blob.data
 
     def state_of(self, task: str) -> State:
         """Return a task's state as the store has it now.
@@ -296,7 +309,8 @@ class Project:
             InvalidInput: one of them is neither failed nor cancelled.
         """
         ids = [t.id if isinstance(t, Future) else tasks.resolve(self.store, t)["_id"] for t in tasks_]
-        for task, doc in tasks.get(self.store, ids, ["state"]).items():
+        for task, doc in tasks.get(self.store, ids, ["state", "from"]).items():
+            tasks.refuse_imported(doc)
             if doc["state"] not in (State.FAILED, State.CANCELLED):
                 raise InvalidInput(f"cannot retry task {task!r}: it is {doc['state']}, not failed or cancelled")
         dependants.retry(self.store, ids)

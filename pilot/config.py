@@ -11,6 +11,7 @@ A project is a directory with ``.pilot/`` (mode 0700), found from the working di
     spool/TOKEN/    results that could not be written to the store yet
     work/           private working directories of commands
     sites/          the project's own site files, if it has any
+    trusted/ID      keys of other projects whose imported values may be unpickled (0600), if there are any
 """
 
 from __future__ import annotations
@@ -83,6 +84,11 @@ class ProjectConfig:
     def sites_folder(self) -> Path:
         """The project's own site files."""
         return self.folder / "sites"
+
+    @property
+    def trusted_folder(self) -> Path:
+        """Keys of other projects that are trusted."""
+        return self.folder / "trusted"
 
     @property
     def database(self) -> str:

@@ -50,7 +50,12 @@ def capture(mpi: str, variables: Mapping[str, str] = os.environ, site: str = "lo
         "container": container(variables),
         "site": site,
     }
-    return {"_id": values.encode(content).hash, **content}
+    return {"_id": identity(content), **content}
+
+
+def identity(content: Mapping[str, Any]) -> str:
+    """Return the hash of an environment: that of all it says, `_id` left out."""
+    return values.encode(dict(content)).hash
 
 
 def chosen(variables: Mapping[str, str]) -> dict[str, str]:

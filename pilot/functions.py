@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -74,9 +74,8 @@ def describe(function: Callable[..., Any]) -> FunctionCode:
     pickle = None if path is not None else _by_value(function, module, qualname)
     source_hash = digest(source.encode("utf-8", "surrogatepass")) if source else ""
     name = path or qualname
-    identity = [module, name, source_hash, module_hash, *((pickle.hash, PYTHON) if pickle else ("", ""))]
     code = FunctionCode(
-        hash=digest(dump(identity).encode("utf-8", "surrogatepass")),
+        hash=identity(module, name, source_hash, module_hash, pickle.hash if pickle else "", PYTHON),
         module=module,
         qualname=name,
         source=source,
@@ -88,6 +87,12 @@ def describe(function: Callable[..., Any]) -> FunctionCode:
     )
     _remember(function, _Known(code, text, state))
     return code
+
+
+def identity(module: str, qualname: str, source_hash: str, module_hash: str, pickle_hash: str, python: str) -> str:
+    """Return the hash of a function; only the pickle of one depends on Python's version."""
+    parts = [module, qualname, source_hash, module_hash, *((pickle_hash, python) if pickle_hash else ("", ""))]
+    return digest(dump(parts).encode("utf-8", "surrogatepass"))
 
 
 def _git_around(module: str, module_file: str | None) -> dict[str, Any] | None:
@@ -231,6 +236,19 @@ def _stable(value: Any, seen: list[Any]) -> Any:
     if kind is type and _import_path(value, *_names(value)) is not None:
         return kind, value
     return None
+
+
+# -- as stored ------------------------------------------------------------------------------------
+
+
+def code_from(doc: Mapping[str, Any]) -> FunctionCode:
+    """Return the function that a document of the `functions` collection holds."""
+    pickled = doc.get("pickle")
+    blob = Blob(pickled["hash"], pickled["size"], pickled.get("data")) if pickled else None
+    return FunctionCode(
+        doc["_id"], doc["module"], doc["qualname"], doc["source"], doc["source_hash"], doc["module_hash"], blob,
+        doc["python"], doc.get("git"),
+    )  # fmt: skip
 
 
 # -- in a child -----------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def _coordinator(config: dict[str, Any]) -> int:
         programs_beside_pool=told["programs_beside_pool"], program_hosts=tuple(config["program_hosts"]),
     )  # fmt: skip
     world = start(config["slots"] + 1)
-    signer = signing.Signer(signing.load_key(project.key_file), project.id)
+    signer = signing.Signer(signing.load_key(project.key_file), project.id, project.trusted_folder)
     with store_of(project, start=False, select_s=PILOT_SELECT_S) as store:
         environment = capture(world.library, site=told["site"])
         provenance.put_environment(store, environment)

@@ -15,6 +15,7 @@ from pilot import records, signing
 from pilot.errors import DecodingError, ObjectMissing, PilotError, PythonMismatch, SignatureError
 from pilot.executors.run.handle import Item
 from pilot.executors.run.wire import pack_work
+from pilot.functions import code_from
 from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Placement, Work, official_record
 from pilot.resources import Resources
 from pilot.states import Kind, State
@@ -186,16 +187,6 @@ class Preparer:
         else:
             raise DecodingError(f"its parent {task!r} has no output {output!r}, only {sorted(outputs)}")
         sources[task, output] = [records.Source(record["_id"], e["name"], e["hash"], e["size"]) for e in used]
-
-
-def code_from(doc: Document) -> FunctionCode:
-    """Return the function that a document of the `functions` collection holds."""
-    pickled = doc.get("pickle")
-    blob = Blob(pickled["hash"], pickled["size"], pickled.get("data")) if pickled else None
-    return FunctionCode(
-        doc["_id"], doc["module"], doc["qualname"], doc["source"], doc["source_hash"], doc["module_hash"], blob,
-        doc["python"], doc.get("git"),
-    )  # fmt: skip
 
 
 def code_document(code: FunctionCode, signature: bytes) -> Document:

@@ -56,9 +56,9 @@ def pack(items: list[Document], put: Put, inline: int) -> Any:
 
 def unpack(stored: Any, get: Get) -> list[Document]:
     """Return the list that `pack` stored; `get` reads an object."""
-    if isinstance(stored, dict):
+    if isinstance(stored, Mapping):
         data = get(stored["object"])
-        if bytes(data[:1]) != b"j":  # a list of plain data: never unpickle what is not verified yet
+        if bytes(data[:1]) != b"j" or not values.is_data(data):  # never unpickle or import what is not verified yet
             raise SignatureError(f"object {stored['object']!r} is not the list that a document names it for")
         items: list[Document] = values.decode(data)
         return items
@@ -78,6 +78,16 @@ def objects_named(record: Mapping[str, Any], get: Get) -> Iterator[str]:
             for entry in unpack(stored, get):
                 if "object" in entry:
                     yield entry["hash"]
+
+
+def objects_of_task(task: Mapping[str, Any], get: Get) -> Iterator[str]:
+    """Yield the hashes of the objects that a task names: values of its inputs, and the list of them."""
+    stored = task["inputs"]
+    if isinstance(stored, Mapping):
+        yield stored["object"]
+    for entry in unpack(stored, get):
+        if "data" not in entry:
+            yield entry["hash"]
 
 
 # -- a task's inputs ------------------------------------------------------------------------------
@@ -359,18 +369,55 @@ def sign(doc: Document, signer: signing.Signer, chain: Chain | None = None) -> D
 
 
 def verify(doc: Mapping[str, Any], signer: signing.Signer) -> None:
-    """Check that a record is what its pool wrote.
+    """Check that a record is what its pool wrote; of an imported one, first that it is what was imported.
 
     Raises:
-        SignatureError: it is not; nothing of it may be unpickled.
+        NotTrusted: it is what was imported, from a project whose key is not trusted: nothing of it may be unpickled.
+        SignatureError: it is not what was written; nothing of it may be used.
     """
-    signer.verify("record", SCHEMA, signing.record_fields(doc), doc.get("signature"))
+    fields = signing.record_fields(doc)
+    origin = doc.get("from")
+    if origin is None:
+        signer.verify("record", SCHEMA, fields, doc.get("signature"))
+    else:
+        _verify_origin(doc, origin, fields, signer)
     if doc["_id"] != record_id(doc["task"], doc["attempt"]):
         raise SignatureError(f"record {doc['_id']!r} is that of task {doc['task']!r}: somebody moved it")
+    if origin is not None:
+        signer.of(origin["project"]).verify("record", SCHEMA, fields, doc.get("signature"))
+
+
+def origin_of(doc: Mapping[str, Any], project: str, archive: str, signer: signing.Signer) -> Document:
+    """Return the field ``from`` of a record that is being imported.
+
+    It is signed with the key of the project that imports: whoever writes to the database cannot pass off a record as
+    one that the user imported.
+
+    Args:
+        doc: the record as it was in the project that it comes from.
+        project: id of that project.
+        archive: id of the archive that brought it.
+        signer: of the project that imports it.
+    """
+    fields = _origin_fields(doc, project, archive, signing.record_fields(doc))
+    return {"project": project, "archive": archive, "signature": signer.sign("imported", SCHEMA, fields)}
+
+
+def _verify_origin(doc: Mapping[str, Any], origin: Any, fields: list[Any], signer: signing.Signer) -> None:
+    try:
+        project, archive, signature = origin["project"], origin["archive"], origin["signature"]
+    except (KeyError, TypeError) as exc:
+        raise SignatureError(f"record {doc['_id']!r} does not say rightly where it was imported from") from exc
+    signer.verify("imported", SCHEMA, _origin_fields(doc, project, archive, fields), signature)
+
+
+def _origin_fields(doc: Mapping[str, Any], project: str, archive: str, fields: list[Any]) -> list[Any]:
+    signature = doc.get("signature")
+    return [project, archive, signature.hex() if isinstance(signature, bytes) else "", *fields]
 
 
 VERIFIED_FIELDS = (
-    "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", "signature",
+    "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", "signature", "from",
 )  # fmt: skip
 """What must be read of a record to verify it."""
 

@@ -29,7 +29,9 @@ from pilot.errors import (
 )
 
 Document = dict[str, Any]
-_COLLECTIONS = ("tasks", "provenance", "functions", "environments", "pilots", "pools", "scalers", "meta", "events")
+_COLLECTIONS = (
+    "tasks", "provenance", "functions", "environments", "pilots", "pools", "scalers", "archives", "meta", "events",
+)  # fmt: skip
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -118,6 +120,7 @@ class Store:
     pilots: Collection[Document]
     pools: Collection[Document]
     scalers: Collection[Document]
+    archives: Collection[Document]
     meta: Collection[Document]
     events: Collection[Document]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from pilot.errors import EncodingError, InvalidInput, ObjectCorrupt, ObjectMissing, ObjectStoreFull
@@ -72,10 +72,7 @@ class Objects:
             size = os.fstat(file.fileno()).st_size
             data = _map(file.fileno()) if size > _MAPPED else file.read()
         if verify and digest(data) != hash:
-            raise ObjectCorrupt(
-                f"the object {path!r} does not have the hash that names it: the file is damaged; "
-                "remove it and run again the task that made it"
-            )
+            raise ObjectCorrupt(_damaged(path))
         return data
 
     def put(self, encoded: Encoded) -> str:
@@ -90,8 +87,37 @@ class Objects:
         path = self.path(encoded.hash)
         if not self._touch(path, encoded.size):
             with self._full_is_named(path):
-                self._write(path, encoded)
+                self._write(path, lambda descriptor: _write_parts(descriptor, encoded))
         return encoded.hash
+
+    def pieces(self, hash: str) -> Iterator[bytes]:
+        """Yield the object's bytes in pieces, in little memory; they are good if no error comes at their end.
+
+        Raises:
+            ObjectMissing: it is not there.
+            ObjectCorrupt: its bytes, all of them yielded by then, have another hash.
+        """
+        state = hasher()
+        with self._found(hash) as path, open(path, "rb") as file:
+            while piece := file.read(_MAPPED):
+                state.update(piece)
+                yield piece
+        if state.hexdigest() != hash:
+            raise ObjectCorrupt(_damaged(path))
+
+    def receive(self, hash: str, size: int, pieces: Iterable[bytes]) -> bool:
+        """Store an object whose bytes come in pieces, as `put` does; return False if it was there already.
+
+        Raises:
+            ObjectCorrupt: the pieces do not have this hash; nothing is left behind.
+            ObjectStoreFull: no space, quota or file size left; nothing is left behind.
+        """
+        path = self.path(hash)
+        if self._touch(path, size):
+            return False
+        with self._full_is_named(path):
+            self._write(path, lambda descriptor: _write_pieces(descriptor, hash, pieces))
+        return True
 
     def _touch(self, path: str, size: int) -> bool:
         """Renew an existing object; False if it is not there or was cut short."""
@@ -104,7 +130,7 @@ class Objects:
         _sync_directory(os.path.dirname(path))  # its writer may not have come so far
         return True
 
-    def _write(self, path: str, encoded: Encoded) -> None:
+    def _write(self, path: str, fill: Callable[[int], None]) -> None:
         temporary, folder = f"{self.root}/tmp/{os.urandom(16).hex()}", os.path.dirname(path)
         new = not os.path.isdir(folder)
         for directory in (self.root, f"{self.root}/tmp", folder):
@@ -113,7 +139,7 @@ class Objects:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
         try:
             try:
-                _write_parts(descriptor, encoded)
+                fill(descriptor)
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
@@ -144,6 +170,24 @@ class Objects:
             raise ObjectStoreFull(
                 f"cannot store the object {path!r}: {exc.strerror}; make room under {self.root!r}, then repeat"
             ) from exc
+
+
+def _damaged(path: str) -> str:
+    return (
+        f"the object {path!r} does not have the hash that names it: the file is damaged; "
+        "remove it and run again the task that made it"
+    )
+
+
+def _write_pieces(descriptor: int, hash: str, pieces: Iterable[bytes]) -> None:
+    written = hasher()
+    for whole in pieces:
+        written.update(whole)
+        piece = memoryview(whole)
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]
+    if written.hexdigest() != hash:
+        raise ObjectCorrupt(f"bytes that should be the object {hash!r} have another hash; they were not stored")
 
 
 def _write_parts(descriptor: int, encoded: Encoded) -> None:

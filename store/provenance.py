@@ -135,8 +135,13 @@ def attempts(store: Store, task: str) -> list[Document]:
 
 @translating("store functions")
 def put_functions(store: Store, documents: Sequence[Document]) -> None:
-    """Store functions by content; those that are there are left."""
-    _put_once(store.functions, documents)
+    """Store functions by content; those that are there are left.
+
+    But for what was imported: its signature is another project's, and with that our pools would not run it.
+    """
+    for there in _put_once(store.functions, documents):
+        ours = next(doc for doc in documents if doc["_id"] == there)
+        store.functions.replace_one({"_id": there, "from": {"$exists": True}}, ours)
 
 
 @translating("store an environment")
@@ -145,12 +150,14 @@ def put_environment(store: Store, document: Document) -> None:
     _put_once(store.environments, [document])
 
 
-def _put_once(collection: Any, documents: Sequence[Document]) -> None:
+def _put_once(collection: Any, documents: Sequence[Document]) -> list[Any]:
+    """Insert documents that are not there; return the ids of the others."""
     if documents:
         try:
             collection.insert_many(documents, ordered=False)
         except BulkWriteError as exc:
-            duplicates(exc)
+            return duplicates(exc)
+    return []
 
 
 @translating("read functions")

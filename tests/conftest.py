@@ -131,7 +131,7 @@ def store(mongod_uri: str, clean_databases: list[str], request: pytest.FixtureRe
 
 def wipe(store: Store) -> None:
     """Delete everything but the schema."""
-    for name in ("tasks", "provenance", "functions", "environments", "pilots", "pools", "scalers", "events"):
+    for name in store.database.list_collection_names(filter={"name": {"$ne": "meta"}}):
         store.database[name].delete_many({})
 
 

@@ -54,6 +54,10 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "cancel": Entry("control", "cancel", "Cancel what has not begun, stop what runs."),
         "retry": Entry("control", "retry", "Run failed or cancelled tasks again."),
     },
+    "Provenance": {
+        "export": Entry("archive", "export", "Write tasks and all that their results came from to one file."),
+        "import": Entry("archive", "import_", "Take over what such a file holds."),
+    },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
 
