@@ -133,6 +133,8 @@ class _Import:
         self._elsewhere: dict[str, str] = {}
         """Task → project that it comes from, of those from another one than the archive."""
         self._signers: dict[str, signing.Signer | None] = {}
+        self._settled: set[str] = set()
+        """Entries of which everything is here already."""
         self._checks = {
             "environments": self._check_environments, "functions": self._check_functions,
             "records": self._check_records, "tasks": self._check_tasks,
@@ -148,17 +150,20 @@ class _Import:
         for kind in ("environments", "functions", "tasks", "records"):  # records are compared with their tasks
             for entry, documents in self._reader.documents(kind):
                 try:
-                    pairs = [(raw, _decoded(raw)) for raw in documents]
-                    self._count(kind, pairs, self._checks[kind](pairs))
+                    self._check_entry(kind, entry, [(raw, _decoded(raw)) for raw in documents])
                 except (ArchiveError, SignatureError) as exc:
                     raise type(exc)(f"entry {entry!r} of the archive: {exc}; nothing was imported") from exc
                 self._advance(len(documents))
         unseen = [record_id(task, -number) for task, number in self._official.items() if number < 0]
         self._records_are_here(unseen, "a task that is done names the record")
 
-    def _count(self, kind: str, pairs: Sequence[Pair], new: int) -> None:
+    def _check_entry(self, kind: str, entry: str, pairs: Sequence[Pair]) -> None:
+        updated = self.found.updated
+        new = self._checks[kind](pairs)
         self.found.new[kind] += new
         self.found.same[kind] += len(pairs) - new
+        if not new and self.found.updated == updated:
+            self._settled.add(entry)
 
     def _check_environments(self, pairs: Sequence[Pair]) -> int:
         for _, doc in pairs:
@@ -321,8 +326,8 @@ class _Import:
         """Insert what is not here; records before the tasks that name them."""
         for kind in KINDS:
             collection = self._store.provenance if kind == "records" else self._store.database[kind]
-            for _, documents in self._reader.documents(kind):
-                for part in tasks.chunks(documents):
+            for entry, documents in self._reader.documents(kind):
+                for part in tasks.chunks(documents) if entry not in self._settled else ():
                     self._insert(kind, collection, [self._stamped(kind, raw) for raw in part])
                 self._advance(len(documents))
 
