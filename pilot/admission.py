@@ -50,13 +50,11 @@ def check_task(doc: Document, get: Get) -> None:
     if ":" in name or not name:
         raise ArchiveError(f"{name!r:.100} is not the id of a task")
     if state not in set(ENDED) or doc["kind"] not in set(Kind) - {Kind.JOIN}:
-        raise ArchiveError(
-            f"task {name!r:.100} is a {doc['kind']!r:.40} in state {state!r:.40}: only what ended is taken"
-        )
+        raise ArchiveError(f"task {name!r:.100} is a {doc['kind']!r:.40} and {state!r:.40}, which is no end")
     if live := sorted(LIVE_FIELDS & doc.keys()):
         raise ArchiveError(f"task {name!r:.100} has the field {live[0]!r}, which nothing has that has ended")
-    official = doc.get("official", doc["attempt"])
-    if not isinstance(official, int) or official > doc["attempt"] or (state == State.DONE and "official" not in doc):
+    official, done = doc.get("official", 0), state == State.DONE
+    if not isinstance(official, int) or official > doc["attempt"] or (done and official != doc["attempt"]):
         raise ArchiveError(f"task {name!r:.100} is {state} and does not name the attempt that ended it")
     pending = doc.get("pending", [])
     if not isinstance(pending, list) or not all(type(item) is str for item in pending):

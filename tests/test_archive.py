@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import zipfile
@@ -148,9 +149,8 @@ def test_results_of_another_project(made: Made, lobby: Rig, capsys: pytest.Captu
     dry = cli(root, capsys, "import", made.path, "--dry-run")
     assert whole(lobby.store) == before
     found = cli(root, capsys, "import", made.path)
-    assert found["new"] == dry["new"] == {
-        "environments": 1, "functions": 5, "records": 10, "tasks": 10, "objects": 2
-    } | {"records": found["new"]["records"]}  # fmt: skip
+    assert found["new"] == {"environments": 1, "functions": 5, "records": 10, "tasks": 10, "objects": 3}
+    assert dry["new"] == found["new"]
     assert found["verified"] == {made.project: False}
     assert lobby.store.provenance.count_documents({}) == found["new"]["records"] == 10
     assert invariants.violations(lobby.store) == []
@@ -158,7 +158,7 @@ def test_results_of_another_project(made: Made, lobby: Rig, capsys: pytest.Captu
         assert project.task(ids["sum"]).result(10) == 12
         assert project.task(ids["text"]).result(10) == LONG * 12
         assert project.task(ids["shell"]).result(10)["out"] == LONG.encode()
-        with pytest.raises(NotTrusted, match="not data.*is not trusted here"):
+        with pytest.raises(NotTrusted, match=r"not data.*is not trusted here"):
             project.task(ids["odd"]).result(10)
         with pytest.raises(TaskFailed, match="ValueError: 12"):
             project.task(ids["bad"]).result(10)
@@ -330,7 +330,7 @@ def test_without_large_values(
     output = (store.provenance.find_one({"_id": f"{made.ids['text']}:1"}) or {})["outputs"][0]
     assert output["object"]
     assert not objects.exists(output["hash"])
-    assert bring(made.path).new["objects"] == 2  # another archive brings them later
+    assert bring(made.path).new["objects"] == 3  # another archive brings them later
     assert objects.exists(output["hash"])
 
 
@@ -438,7 +438,7 @@ def test_an_archive_that_was_cut_short_names_the_last_good_entry(made: Made, bri
         infos = file.infolist()
     data = made.path.read_bytes()
     assert last_whole_entry(made.path) == infos[-1].filename
-    for before, info in zip(infos, infos[1:], strict=False):
+    for before, info in itertools.pairwise(infos):
         cut = tmp_path / "x.zip"
         cut.write_bytes(data[: info.header_offset + 40])
         with pytest.raises(ArchiveError, match=f"last entry that is whole in it is {before.filename!r}"):
@@ -452,7 +452,7 @@ def test_an_archive_that_was_cut_short_names_the_last_good_entry(made: Made, bri
 def test_an_altered_object_is_named_and_not_stored(
     made: Made, bring: Import, store: Store, objects: Objects, tmp_path: Path
 ) -> None:
-    (name, _) = archive_rig.object_names(archive_rig.entries(made.path))
+    name, *_ = archive_rig.object_names(archive_rig.entries(made.path))
 
     def change(content: Entries) -> None:
         content[name] = content[name].replace(b"x", b"y")
@@ -484,7 +484,7 @@ EVIL = "../../evil"
         (told(schema=99), "schema 99, this pilot knows"),
         (told(format=0), "there is no format 0"),
         (told(format="1"), "names no format"),
-        (told(objects=10**12), "2 objects, its manifest counts 1,000,000,000,000"),
+        (told(objects=10**12), "3 objects, its manifest counts 1,000,000,000,000"),
         (told(object_bytes=10**18), "the objects have"),
         (told(counts={"tasks": 10**9}), "counts"),
         (told(entries=[{"name": EVIL, "size": 1, "blake2b": "0" * 64, "documents": 0}]), "in a form that is not known"),
@@ -556,7 +556,8 @@ def nested(levels: int) -> dict[str, Any]:
         ("tasks", {"kind": "join"}, "which is no end"),
         ("tasks", {"revive": True}, "has the field 'revive'"),
         ("tasks", {"unreleased": True}, "has the field 'unreleased'"),
-        ("tasks", {"attempt": 7}, "is in neither|neither in the archive nor here|does not name|succeeded and is not"),
+        ("tasks", {"attempt": 7}, "does not name the attempt that ended it"),
+        ("tasks", {"attempt": 7, "official": 7}, "succeeded and is not the one that its task names"),
         ("tasks", {"name": 7}, "has no proper 'name'"),
         ("tasks", {"pending": [7]}, "waits for something"),
         ("tasks", {"inputs": [7]}, "form that is not known"),
@@ -581,7 +582,7 @@ def test_forged_documents(
     first = {"records": lambda doc: doc["outcome"] == "succeeded", "tasks": lambda doc: doc["state"] == "done"}
     forge = changing(kind, lambda doc: doc.update(change), first.get(kind, bool))
     path = altered(made.path, tmp_path / "x.zip", forge, honest=True)
-    with pytest.raises(PilotError, match=rf"(entry '{kind}/000000.bson' of the archive: .*)?({message})"):
+    with pytest.raises(PilotError, match=rf"entry '\w+/000000.bson' of the archive: .*{message}"):
         bring(path)
 
 
@@ -633,8 +634,8 @@ def test_tasks_of_ours_are_not_another_projects(made: Made, bring: Import, store
     store.tasks.insert_one(ours)
     with pytest.raises(ArchiveConflict, match="is here already, and is another project's"):
         bring(made.path)
+    store.tasks.update_one({"_id": ours["_id"]}, {"$set": {"attempt": 0}})
     with pytest.raises(ArchiveConflict, match="older than the archive"):
-        store.tasks.update_one({"_id": ours["_id"]}, {"$set": {"attempt": 0}})
         bring(made.path, own(made))
     failed = next(doc for doc in archive_rig.documents(content, "tasks") if doc.get("pending"))
     store.tasks.delete_many({})
