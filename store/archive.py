@@ -98,7 +98,7 @@ class Writer:
         self.put(manifest.OBJECTS, "".join([f"{hash} {size}\n" for hash, size in self._objects]).encode())
         if absent:
             self.put(manifest.ABSENT, "".join([f"{hash}\n" for hash in absent]).encode())
-        counts = dict.fromkeys(manifest.KINDS, 0)
+        counts: dict[str, int] = dict.fromkeys(manifest.KINDS, 0)
         for entry in self._entries:
             if entry.documents:
                 counts[entry.name.partition("/")[0]] += entry.documents

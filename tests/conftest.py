@@ -17,7 +17,7 @@ from pilot.errors import ServerNotFound
 from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
-from tests import queue_rig
+from tests import archive_rig, queue_rig
 from tests.rig import Rig
 from tests.server_rig import kill
 
@@ -206,3 +206,22 @@ def gate(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "gate"
     yield path
     path.touch()
+
+
+# -- archives ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def made(shared_rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> archive_rig.Made:
+    """Return an archive of what the shared project has run."""
+    here = Path.cwd()
+    try:
+        return archive_rig.make(shared_rig, tmp_path_factory.mktemp("archive") / "some.pilot.zip")
+    finally:
+        os.chdir(here)  # `pilot -C` has changed it
+
+
+@pytest.fixture
+def bring(store: Store, tmp_path: Path) -> archive_rig.Import:
+    """Import archives into the store of the test, with objects in ``objects``."""
+    return archive_rig.importer(store, tmp_path / "objects")
