@@ -115,8 +115,12 @@ def check_environment(doc: Document) -> None:
     Raises:
         ArchiveError: it is not.
     """
-    if environment.identity({key: value for key, value in doc.items() if key not in ("_id", "from")}) != doc["_id"]:
-        raise ArchiveError(f"environment {doc['_id']!r:.100} is not what its hash says")
+    try:
+        found = environment.identity({key: value for key, value in doc.items() if key != "_id"})
+    except PilotError as exc:
+        raise ArchiveError(f"environment {doc.get('_id')!r:.100} cannot be read: {exc}") from exc
+    if found != doc.get("_id"):
+        raise ArchiveError(f"environment {doc.get('_id')!r:.100} is not what its hash says")
 
 
 def origin_of(doc: Document, project: str) -> str:

@@ -55,7 +55,7 @@ def capture(mpi: str, variables: Mapping[str, str] = os.environ, site: str = "lo
 
 def identity(content: Mapping[str, Any]) -> str:
     """Return the hash of an environment: that of all it says, `_id` left out."""
-    return values.encode(dict(content)).hash
+    return values.digest(values.reencode(dict(content)))
 
 
 def chosen(variables: Mapping[str, str]) -> dict[str, str]:

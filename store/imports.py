@@ -57,6 +57,8 @@ class Imported:
     """Here already."""
     updated: int = 0
     """Tasks imported earlier that have come further since."""
+    signed: bool = False
+    """The archive is signed as a whole, and that was verified."""
     verified: dict[str, bool] = field(default_factory=dict)
     """Project that documents come from → whether its key is here and all of them verified."""
 
@@ -97,19 +99,19 @@ def import_(
     return work.found
 
 
-def check_signature(reader: Reader, signer: signing.Signer) -> bool | None:
-    """Verify the signature of an archive; None if it has none or its project's key is not here.
+def verify_signature(reader: Reader, signer: signing.Signer) -> bool:
+    """Verify the signature of an archive; return False if it has none or its project's key is not here.
 
     Raises:
         SignatureError: it does not fit.
     """
     signed = reader.signature()
     if signed is None:
-        return None
+        return False
     try:
         by = signer.of(reader.manifest.project)
     except NotTrusted:
-        return None
+        return False
     by.verify("archive", FORMAT, signed[0].hex(), signed[1])
     return True
 
@@ -144,7 +146,7 @@ class _Import:
 
     def check(self) -> None:
         """Look at everything but the bytes of objects, and change nothing."""
-        check_signature(self._reader, self._signer)
+        self.found.signed = verify_signature(self._reader, self._signer)
         for _ in self._reader.objects():
             pass
         for kind in ("environments", "functions", "tasks", "records"):  # records are compared with their tasks
@@ -241,8 +243,9 @@ class _Import:
             if (by := self._signer_of(doc)) is not None:
                 records.verify({key: value for key, value in doc.items() if key != "from"}, by)
             for used in used_records(doc, self._get):
-                task, _, number = used.rpartition(":")
-                if str(abs(self._official.get(task, 0))) != number:
+                task = used.rpartition(":")[0]
+                official = abs(self._official.get(task, 0))
+                if not official or used != record_id(task, official):
                     sources.add(used)
         self._records_are_here(sorted(sources), "a record uses an output of")
         return len(pairs) - len(stored)

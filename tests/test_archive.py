@@ -51,7 +51,7 @@ def test_results_of_another_project(made: Made, lobby: Rig, capsys: pytest.Captu
     found = cli(root, capsys, "import", made.path)
     assert found["new"] == {"environments": 1, "functions": 5, "records": 10, "tasks": 10, "objects": 3}
     assert dry["new"] == found["new"]
-    assert found["verified"] == {made.project: False}
+    assert (found["verified"], found["signed"]) == ({made.project: False}, False)
     assert lobby.store.provenance.count_documents({}) == found["new"]["records"] == 10
     assert invariants.violations(lobby.store) == []
     with lobby.open() as project:
@@ -73,7 +73,9 @@ def test_results_of_another_project(made: Made, lobby: Rig, capsys: pytest.Captu
     }
     assert len(up.distance) == 6
     assert run(["-C", str(root), "show", ids["odd"]]) == 0
-    assert "is not trusted here" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "is not trusted here" in said
+    assert f"project {made.project}, imported by archive" in said
 
 
 def test_what_is_trusted_can_be_used(
@@ -92,7 +94,7 @@ def test_what_is_trusted_can_be_used(
             refused.result(60)
         assert double.submit(21).result(60) == 42  # of this function a document was imported: ours replaced it
     again = cli(root, capsys, "import", made.path, "--trust", made.key_file)
-    assert again["verified"] == {made.project: True}
+    assert (again["verified"], again["signed"]) == ({made.project: True}, True)
     assert again["new"] == dict.fromkeys(again["new"], 0)
     assert (lobby.config.trusted_folder / made.project).stat().st_mode & 0o777 == 0o600
     with lobby.open() as project:

@@ -203,6 +203,8 @@ def test_a_bomb(made: Made, bring: Import, monkeypatch: pytest.MonkeyPatch, tmp_
         ("functions", {"source": "evil"}, "is not what its hash says"),
         ("functions", {"pickle": {"hash": "0" * 64, "size": 1, "data": b"x"}}, "another hash than it says"),
         ("environments", {"mpi": "other"}, "is not what its hash says"),
+        ("environments", {"mpi": {"~": ["type", "antigravity:x", 1]}}, "is not what its hash says"),
+        ("environments", {"mpi": b"x"}, "cannot be read"),
     ],
 )  # fmt: skip
 def test_forged_documents(

@@ -140,7 +140,7 @@ def _show(found: imports.Imported, about: Manifest, ours: str, dry_run: bool, as
     document: dict[str, Any] = {
         "archive": about.archive, "project": about.project, "created": about.created, "dry_run": dry_run,
         "new": found.new, "same": found.same, "updated": found.updated, "absent": about.absent,
-        "verified": found.verified,
+        "verified": found.verified, "signed": found.signed,
     }  # fmt: skip
     if as_json:
         emit(document)
