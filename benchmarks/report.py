@@ -101,6 +101,7 @@ class Row:
 _PARSL, _HQ, _SPAWN = ("parsl_htex", "noop-default"), ("hyperqueue_local", "true"), ("spawn_loop", "true")
 _CACHED = ("cached", "cached")
 _NOOP, _TRUE = ("noop", "noop"), ("commands", "true")
+_ARCHIVE = ("archive", "archive")
 _MPI, _MIXED, _LOOP = ("mpi_functions", "mpi-noop"), ("mixed", "mixed"), ("mpiexec_loop", "mpi-noop")
 
 _QUERY = ("query", "query")
@@ -123,6 +124,9 @@ ROWS = (
         (Bound(0.9),), (Bound(1.0),), optional=True),
     Row("database commands per no-op task", _NOOP, "db_commands_per_task", OPERATIONS, (Bound(0.5),), (Bound(0.05),)),
     Row("idle worker rank with its child, of a core", ("idle", "idle"), "idle_pct", IDLE, (Bound(1.0),)),
+    Row("export of 10⁵ records with their tasks", _ARCHIVE, "export_per_s", RATE, (Bound(2_000),)),
+    Row("import of the same into another project", _ARCHIVE, "import_per_s", RATE, (Bound(2_000),)),
+    Row("memory of that import", _ARCHIVE, "rss_mb_import", MEMORY),
     Row("memory of the agent", _NOOP, "rss_mb_agent", MEMORY),
     Row("queries that go by an index, 10⁶ records: the slowest", _QUERY, "slowest_ms", MS, (Bound(50),)),
     Row("what is above or below a chain of 1,000, 10⁶ records", _QUERY, "chain_s", SECONDS, (Bound(1),)),

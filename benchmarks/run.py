@@ -82,6 +82,7 @@ MEASURES = (
     Measure("depth", "depth", ("--tasks", "500"), 300, ("queue-depth", "workflow-size")),
     Measure("idle", "idle", ("--tasks", "1"), 120),
     Measure("placement", "placement", ("--tasks", "1000"), 120),
+    Measure("archive", "archive", ("--tasks", "1000"), 300),
     Measure("slurm", "slurm-pilot", ("--tasks", "20"), 180, SLURM_JOBS, "slurm_pilot", _slurm.missing),
 )
 QUERY = Measure("query", "query", ("--tasks", "3000"), 900)

@@ -74,7 +74,7 @@ class Agent:
         """Tells this process from another agent of the same pilot, should its job be started twice."""
         self._settings = settings
         self._store = store
-        signer = signing.Signer(signing.load_key(config.key_file), config.id)
+        signer = signing.signer_of(config)
         self._seal = partial(records.seal, signer=signer)
         self._folder = config.pilot_folder(settings.pilot)
         earlier = len(list(self._folder.glob("pool-*.json")))  # those of an earlier agent keep their numbers

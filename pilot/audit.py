@@ -10,8 +10,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pilot import signing, values
-from pilot.errors import ObjectDropped, PilotError, SignatureError
+from pilot import environment, functions, signing, values
+from pilot.errors import NotTrusted, ObjectDropped, PilotError, SignatureError
 from pilot.model import SCHEMA, FunctionCode
 from pilot.records import Get, blob_from, unpack, verify
 from pilot.states import GOOD, Outcome
@@ -45,9 +45,14 @@ def check_digest(record: Document, digest: str) -> str:
 
 
 def check_signature(record: Document, signer: signing.Signer) -> str:
-    """Check that a record's digest, its place in its chain, and what readers rely on are what its pool signed."""
+    """Check that a record's digest, its place in its chain, and what readers rely on are what its pool signed.
+
+    Of what was imported from a project whose key is not trusted, that it is what was imported.
+    """
     try:
         verify(record, signer)
+    except NotTrusted:
+        return ""
     except SignatureError as exc:
         return str(exc)
     return ""
@@ -155,10 +160,20 @@ def _hashes(record: Document, get: Get) -> dict[str, str]:
     return {made["name"]: made["hash"] for made in unpack(record["outputs"], get)}
 
 
-def check_function(code: FunctionCode, signature: object, signer: signing.Signer, get: Get) -> Iterator[str]:
-    """Check a function's signature, its source text and its pickle."""
+def check_function(code: FunctionCode, signature: object, signer: signing.Signer | None, get: Get) -> Iterator[str]:
+    """Check a function's hash and signature, its source text and its pickle.
+
+    Args:
+        code: the function.
+        signature: of it.
+        signer: of the project that it is of; None: that one's key is not trusted.
+        get: reads an object.
+    """
+    if functions.identity(code) != code.hash:
+        yield "it is not what its hash says"
     try:
-        signer.verify("function", SCHEMA, signing.function_fields(code), signature)
+        if signer is not None:
+            signer.verify("function", SCHEMA, signing.function_fields(code), signature)
     except SignatureError as exc:
         yield str(exc)
     if code.source and values.digest(code.source.encode("utf-8", "surrogatepass")) != code.source_hash:
@@ -177,7 +192,7 @@ def check_environment(document: Document) -> list[str]:
     """Check that an environment is what its name, which records hold, is the hash of."""
     content = {key: value for key, value in document.items() if key != "_id"}
     try:
-        same = values.encode(content).hash == document["_id"]
+        same = environment.identity(content) == document["_id"]
     except PilotError:
         same = False
     return [] if same else ["its content does not have the hash that names it: somebody changed it"]

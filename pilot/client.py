@@ -20,7 +20,7 @@ from pilot import offers, records, signing, values
 from pilot.compare import RTOL
 from pilot.config import ProjectConfig, find_project, user_name
 from pilot.context import here
-from pilot.errors import ForeignFuture, InvalidInput, PilotError, SignatureError, TaskNotFound
+from pilot.errors import ForeignFuture, InvalidInput, NotTrusted, PilotError, SignatureError, TaskNotFound
 from pilot.future import Future, Output
 from pilot.graph import Graph
 from pilot.groups import Group
@@ -77,7 +77,7 @@ class Project:
             SchemaMismatch: another release made it.
             ProjectError: the project's key is missing or open to others.
         """
-        self._signer = signing.Signer(signing.load_key(self.config.key_file), self.config.id)
+        self._signer = signing.signer_of(self.config)
         self.store = store_of(self.config).__enter__()
         try:
             checked(self.store, self.config)
@@ -251,31 +251,48 @@ class Project:
     def value_of(self, record: bytes) -> Any:
         """Verify a record and return the value of its outputs: a function's result, a command's outputs by name.
 
+        What was imported from a project whose key is not trusted is returned if it is data, and never unpickled.
+
         Args:
             record: as `provenance.get_raw` returns it.
 
         Raises:
             SignatureError: it is not what the pool wrote.
+            NotTrusted: it was imported, and cannot be read without running code.
             DecodingError: a value does not load here.
             ObjectMissing, ObjectCorrupt: the object repository does not have what the record names.
         """
         doc = provenance.decode(record)
-        records.verify(doc, self._signer)
+        untrusted = None
+        try:
+            records.verify(doc, self._signer)
+        except NotTrusted as exc:
+            untrusted = exc
         if doc["outcome"] not in GOOD:
             raise SignatureError(f"record {doc['_id']!r} says {doc['outcome']!r}, its task says done")
-        outputs = records.unpack(doc["outputs"], self._objects.get)
-        loaded = {entry["name"]: self._load(entry) for entry in outputs}
+        loaded = {}
+        for entry in records.unpack(doc["outputs"], self._objects.get):
+            data = self._bytes_of(entry)
+            if untrusted is not None and not values.is_data(data):
+                raise NotTrusted(f"output {entry['name']!r} of record {doc['_id']!r} is not data: {untrusted}")
+            loaded[entry["name"]] = self._decoded(data)
         return whole_result(loaded)
 
-    def _load(self, entry: dict[str, Any]) -> Any:
-        blob = records.blob_from(entry)
-        if blob.data is not None and values.digest(blob.data) != blob.hash:
-            raise SignatureError(f"output {entry['name']!r} of a record is not what was signed: somebody changed it")
+    def _decoded(self, data: bytes | memoryview) -> Any:
         before, here.repository = here.repository, self._objects
         try:
-            return values.decode(self._objects.get(blob.hash) if blob.data is None else blob.data)
+            return values.decode(data)
         finally:
             here.repository = before
+
+    def _bytes_of(self, entry: dict[str, Any]) -> bytes | memoryview:
+        """Return the encoding of an output, which has the hash that was signed."""
+        blob = records.blob_from(entry)
+        if blob.data is None:
+            return self._objects.get(blob.hash)
+        if values.digest(blob.data) != blob.hash:
+            raise SignatureError(f"output {entry['name']!r} of a record is not what was signed: somebody changed it")
+        return blob.data
 
     def state_of(self, task: str) -> State:
         """Return a task's state as the store has it now.
@@ -359,7 +376,8 @@ class Project:
             InvalidInput: one of them is neither failed nor cancelled.
         """
         ids = self._ids_of(*tasks_)
-        for task, doc in tasks.get(self.store, ids, ["state"]).items():
+        for task, doc in tasks.get(self.store, ids, ["state", "from"]).items():
+            tasks.refuse_imported(doc)
             if doc["state"] not in (State.FAILED, State.CANCELLED):
                 raise InvalidInput(f"cannot retry task {task!r}: it is {doc['state']}, not failed or cancelled")
         dependants.retry(self.store, ids)

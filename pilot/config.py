@@ -12,6 +12,7 @@ A project is a directory with ``.pilot/`` (mode 0700), found from the working di
     work/           private working directories of commands
     scratch/        projects in which something is run again
     sites/          the project's own site files, if it has any
+    trusted/ID      keys of other projects whose imported values may be unpickled (0600), if there are any
 """
 
 from __future__ import annotations
@@ -89,6 +90,11 @@ class ProjectConfig:
     def sites_folder(self) -> Path:
         """The project's own site files."""
         return self.folder / "sites"
+
+    @property
+    def trusted_folder(self) -> Path:
+        """Keys of other projects that are trusted."""
+        return self.folder / "trusted"
 
     @property
     def database(self) -> str:

@@ -79,7 +79,12 @@ def capture(
         "site": site,
         "site_digest": site_digest,
     }  # fmt: skip
-    return {"_id": values.encode(content).hash, **content}
+    return {"_id": identity(content), **content}
+
+
+def identity(content: Mapping[str, Any]) -> str:
+    """Return the hash of an environment: that of all it says, `_id` left out."""
+    return values.digest(values.reencode(dict(content)))
 
 
 def chosen(variables: Mapping[str, str]) -> dict[str, str]:

@@ -86,6 +86,10 @@ class SignatureError(PilotError):
     """
 
 
+class NotTrusted(SignatureError):
+    """It was imported from a project whose key is not trusted here: it can be read, not unpickled or used by tasks."""
+
+
 # -- values and objects ---------------------------------------------------------------------------
 
 
@@ -115,6 +119,14 @@ class ObjectCorrupt(PilotError):
 
 class ObjectStoreFull(PilotError):
     """The object repository cannot take more bytes (disk full or quota)."""
+
+
+class ArchiveError(PilotError):
+    """An archive cannot be read or written: truncated, altered, of a newer release; the message names the entry."""
+
+
+class ArchiveConflict(ArchiveError):
+    """An archive holds something that is here already with other content. Nothing of the archive was stored."""
 
 
 # -- the store ------------------------------------------------------------------------------------

@@ -111,6 +111,7 @@ FIELDS: dict[str, Field] = {
         ("command.digest", Type.TEXT, "command.digest"),
         ("flow", Type.TEXT, "called_by"),
         ("cached_from", Type.TEXT, "cached_from"),
+        ("project", Type.TEXT, "from.project"),
         ("cache.saved_s", Type.SECONDS, "cache.saved_s"),
         ("cache.miss", Type.TEXT, "cache.miss"),
     ),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -32,7 +32,7 @@ class _Known(NamedTuple):
     """A function described before, and what has to be unchanged for that to hold."""
 
     code: FunctionCode
-    text: tuple[CodeType | None, str, list[str]]
+    text: tuple[CodeType | None, str, tuple[str, ...]]
     """Code object, and digests of the files of its module and its classes, for which the source text was read."""
     state: Any
     """Fingerprint of a function by value; None if only pickling it again tells."""
@@ -75,9 +75,8 @@ def describe(function: Callable[..., Any]) -> FunctionCode:
     pickle = None if path is not None else _by_value(function, module, qualname)
     source_hash = digest(source.encode("utf-8", "surrogatepass")) if source else ""
     name = path or qualname
-    identity = [module, name, source_hash, module_hash, *((pickle.hash, PYTHON) if pickle else ("", "")), *kin]
     code = FunctionCode(
-        hash=digest(dump(identity).encode("utf-8", "surrogatepass")),
+        hash="",
         module=module,
         qualname=name,
         source=source,
@@ -86,22 +85,31 @@ def describe(function: Callable[..., Any]) -> FunctionCode:
         pickle=pickle,
         python=PYTHON,
         git=git,
+        kin=kin,
     )
+    code = code._replace(hash=identity(code))
     _remember(function, _Known(code, text, state))
     return code
 
 
-def _kin(function: Any, module_file: str | None) -> list[str]:
+def _kin(function: Any, module_file: str | None) -> tuple[str, ...]:
     """Return digests of the files, other than its module's, in which the classes of a method or callable object are.
 
     A plugin's class decides what the method does that it inherits. What is installed is left out.
     """
     if type(function) is FunctionType:
-        return []
+        return ()
     owner = getattr(function, "__self__", None) if type(function) is MethodType else function
     classes = (owner if isinstance(owner, type) else type(owner)).__mro__
     files = {path for cls in classes if (path := file_of_module(cls.__module__)) and path != module_file}
-    return sorted(file_digest(path) for path in files if not in_environment(path))
+    return tuple(sorted(file_digest(path) for path in files if not in_environment(path)))
+
+
+def identity(code: FunctionCode) -> str:
+    """Return the hash of a function: of all that decides what it does; only a pickle depends on Python's version."""
+    pickled = (code.pickle.hash, code.python) if code.pickle is not None else ("", "")
+    parts = [code.module, code.qualname, code.source_hash, code.module_hash, *pickled, *code.kin]
+    return digest(dump(parts).encode("utf-8", "surrogatepass"))
 
 
 def _git_around(module: str, module_file: str | None) -> dict[str, Any] | None:
@@ -245,6 +253,19 @@ def _stable(value: Any, seen: list[Any]) -> Any:
     if kind is type and _import_path(value, *_names(value)) is not None:
         return kind, value
     return None
+
+
+# -- as stored ------------------------------------------------------------------------------------
+
+
+def code_from(doc: Mapping[str, Any]) -> FunctionCode:
+    """Return the function that a document of the `functions` collection holds."""
+    pickled = doc.get("pickle")
+    blob = Blob(pickled["hash"], pickled["size"], pickled.get("data")) if pickled else None
+    return FunctionCode(
+        doc["_id"], doc["module"], doc["qualname"], doc["source"], doc["source_hash"], doc["module_hash"], blob,
+        doc["python"], doc.get("git"), tuple(doc.get("kin", ())),
+    )  # fmt: skip
 
 
 # -- in a child -----------------------------------------------------------------------------------

@@ -193,6 +193,8 @@ class FunctionCode(NamedTuple):
     python: str
     """Minor version of the submitter, ``"3.11"``."""
     git: dict[str, Any] | None = None
+    kin: tuple[str, ...] = ()
+    """BLAKE2b-256 of the files, other than the module's, in which the classes of a method's object are."""
 
 
 # -- work in a pool -------------------------------------------------------------------------------

@@ -210,6 +210,21 @@ def from_tree(tree: Any, resolve: Resolve) -> Any:
     return tree
 
 
+def only_data(tree: Any) -> bool:
+    """Whether `from_tree` makes nothing but plain data of a tree: it would import and call no registered type."""
+    kind = type(tree)
+    if kind is list:
+        return all(only_data(x) for x in tree if type(x) not in ATOMS)
+    if kind is dict:
+        if FORM not in tree:
+            return all(only_data(x) for x in tree.values() if type(x) not in ATOMS)
+        name, *rest = tree[FORM]
+        if name == "dict":  # as in `from_tree`: what looks like a form in it is none
+            return all(only_data(x) for members in rest for x in members.values())
+        return name != "type" and all(only_data(x) for x in rest)
+    return True
+
+
 def _members(resolve: Resolve, tree: dict[str, Any]) -> dict[str, Any]:
     return {k: v if type(v) in ATOMS else from_tree(v, resolve) for k, v in tree.items()}
 

@@ -131,7 +131,7 @@ def _coordinator(config: dict[str, Any]) -> int:
         programs_beside_pool=told["programs_beside_pool"], program_hosts=tuple(config["program_hosts"]),
     )  # fmt: skip
     world = start(config["slots"] + 1)
-    signer = signing.Signer(signing.load_key(project.key_file), project.id)
+    signer = signing.signer_of(project)
     with store_of(project, start=False, select_s=PILOT_SELECT_S) as store:
         environment = capture(world.library, scrubbed(os.environ), told["site"], told["site_digest"])
         provenance.put_environment(store, environment)

@@ -16,6 +16,7 @@ from pilot.caching import Asked, Lookup
 from pilot.errors import DecodingError, ObjectMissing, PilotError, PythonMismatch, SignatureError
 from pilot.executors.run.handle import Item
 from pilot.executors.run.wire import pack_work
+from pilot.functions import code_from
 from pilot.model import SCHEMA, Blob, Command, FunctionCode, Input, Placement, Work, official_record
 from pilot.resources import Resources
 from pilot.states import Kind, State
@@ -232,16 +233,6 @@ def _spoilt(doc: Document, exc: Exception) -> Refused:
     return Refused(doc, SignatureError(f"the document of task {doc['_id']!r} is spoilt: {exc!r}"))
 
 
-def code_from(doc: Document) -> FunctionCode:
-    """Return the function that a document of the `functions` collection holds."""
-    pickled = doc.get("pickle")
-    blob = Blob(pickled["hash"], pickled["size"], pickled.get("data")) if pickled else None
-    return FunctionCode(
-        doc["_id"], doc["module"], doc["qualname"], doc["source"], doc["source_hash"], doc["module_hash"], blob,
-        doc["python"], doc.get("git"),
-    )  # fmt: skip
-
-
 def code_document(code: FunctionCode, signature: bytes, text: bool = False) -> Document:
     """Return a function as the `functions` collection holds it.
 
@@ -252,8 +243,12 @@ def code_document(code: FunctionCode, signature: bytes, text: bool = False) -> D
     """
     doc = code._asdict()
     doc["_id"] = doc.pop("hash")
-    doc["pickle"] = {k: v for k, v in code.pickle._asdict().items() if v is not None} if code.pickle else None
+    doc["pickle"] = (
+        {k: v for k, v in code.pickle._asdict().items() if v is not None and k != "files"} if code.pickle else None
+    )
     doc["signature"] = signature
+    if not code.kin:
+        del doc["kin"]
     if text:
         doc["module_text"] = True
     return {key: value for key, value in doc.items() if value is not None}

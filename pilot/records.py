@@ -56,9 +56,9 @@ def pack(items: list[Document], put: Put, inline: int) -> Any:
 
 def unpack(stored: Any, get: Get) -> list[Document]:
     """Return the list that `pack` stored; `get` reads an object."""
-    if isinstance(stored, dict):
+    if isinstance(stored, Mapping):
         data = get(stored["object"])
-        if bytes(data[:1]) != b"j":  # a list of plain data: never unpickle what is not verified yet
+        if bytes(data[:1]) != b"j" or not values.is_data(data):  # never unpickle or import what is not verified yet
             raise SignatureError(f"object {stored['object']!r} is not the list that a document names it for")
         items: list[Document] = values.decode(data)
         return items
@@ -98,7 +98,7 @@ def contents_named(record: Mapping[str, Any], get: Get) -> Iterator[Named]:
     """
     for name in ("inputs", "outputs", "placement"):
         stored = record.get(name, ())
-        if isinstance(stored, dict):
+        if isinstance(stored, Mapping):
             yield Named(stored["object"], "list")
         if name != "placement":
             for entry in unpack(stored, get):
@@ -127,16 +127,29 @@ def _named_by(entry: Mapping[str, Any], get: Get) -> Iterator[Named]:
         if place or not tree:
             yield Named(digest, "tree" if tree else "file", place)
         else:
-            yield from (Named(row.hash, "file") for row in content.rows(get(digest)) if row.hash)
+            try:
+                manifest = get(digest)
+            except ObjectDropped:
+                continue
+            yield from (Named(row.hash, "file") for row in content.rows(manifest) if row.hash)
 
 
 def contents_of_task(doc: Mapping[str, Any], get: Get) -> Iterator[Named]:
     """Yield what the document of a task names; as `contents_named`."""
     stored = doc["inputs"]
-    if isinstance(stored, dict):
+    if isinstance(stored, Mapping):
         yield Named(stored["object"], "list")
     for entry in unpack(stored, get):
         yield from _named_by(entry, get)
+
+
+def contents_of_function(doc: Mapping[str, Any]) -> Iterator[Named]:
+    """Yield what the document of a function names: its pickle if that is large, the text of its module."""
+    pickle = doc.get("pickle") or {}
+    if pickle and "data" not in pickle:
+        yield Named(pickle["hash"], "function")
+    if doc.get("module_text"):
+        yield Named(doc["module_hash"], "module text")
 
 
 # -- a task's inputs ------------------------------------------------------------------------------
@@ -464,20 +477,58 @@ def seal(doc: Mapping[str, Any], digest: str, signer: signing.Signer, chain: Cha
 def verify(doc: Mapping[str, Any], signer: signing.Signer) -> None:
     """Check that what readers rely on in a record (its `signing.record_fields`) is what its pool wrote.
 
-    That the other fields are, too, shows only in the bytes that are stored: see `pilot.audit`.
+    Of an imported one, first that it is what was imported. That the other fields are what was written, too, shows only
+    in the bytes that are stored: see `pilot.audit`.
 
     Raises:
-        SignatureError: it is not; nothing of it may be unpickled.
+        NotTrusted: it is what was imported, from a project whose key is not trusted: nothing of it may be unpickled.
+        SignatureError: it is not what was written; nothing of it may be used.
     """
     fields = signing.record_fields(doc, doc.get("digest"), doc.get("chain"))
-    signer.verify("record", SCHEMA, fields, doc.get("signature"))
+    origin = doc.get("from")
+    if origin is None:
+        signer.verify("record", SCHEMA, fields, doc.get("signature"))
+    else:
+        _verify_origin(doc, origin, fields, signer)
     if doc["_id"] != record_id(doc["task"], doc["attempt"]):
         raise SignatureError(f"record {doc['_id']!r} is that of task {doc['task']!r}: somebody moved it")
+    if origin is not None:
+        signer.of(origin["project"]).verify("record", SCHEMA, fields, doc.get("signature"))
+
+
+def origin_of(doc: Mapping[str, Any], project: str, archive: str, signer: signing.Signer) -> Document:
+    """Return the field ``from`` of a record that is being imported.
+
+    It is signed with the key of the project that imports: whoever writes to the database cannot pass off a record as
+    one that the user imported.
+
+    Args:
+        doc: the record as it was in the project that it comes from.
+        project: id of that project.
+        archive: id of the archive that brought it.
+        signer: of the project that imports it.
+    """
+    signed = signing.record_fields(doc, doc.get("digest"), doc.get("chain"))
+    fields = _origin_fields(doc, project, archive, signed)
+    return {"project": project, "archive": archive, "signature": signer.sign("imported", SCHEMA, fields)}
+
+
+def _verify_origin(doc: Mapping[str, Any], origin: Any, fields: list[Any], signer: signing.Signer) -> None:
+    try:
+        project, archive, signature = origin["project"], origin["archive"], origin["signature"]
+    except (KeyError, TypeError) as exc:
+        raise SignatureError(f"record {doc['_id']!r} does not say rightly where it was imported from") from exc
+    signer.verify("imported", SCHEMA, _origin_fields(doc, project, archive, fields), signature)
+
+
+def _origin_fields(doc: Mapping[str, Any], project: str, archive: str, fields: list[Any]) -> list[Any]:
+    signature = doc.get("signature")
+    return [project, archive, signature.hex() if isinstance(signature, bytes) else "", *fields]
 
 
 VERIFIED_FIELDS = (
     "task", "attempt", "token", "outcome", "task_signature", "inputs", "outputs", "cache.key", "cached_from",
-    "command.digest", *SEAL,
+    "command.digest", *SEAL, "from",
 )  # fmt: skip
 """What must be read of a record to verify it."""
 

@@ -17,11 +17,11 @@ from pilot import compare, environment, launch, recorded, records, signing, veri
 from pilot.compare import RTOL, Output, Verdict
 from pilot.config import ProjectConfig
 from pilot.errors import InvalidInput, PilotDied, SignatureError
-from pilot.functions import PYTHON
+from pilot.functions import PYTHON, code_from
 from pilot.layout import Layout
 from pilot.model import SCHEMA, Command, FunctionCode, official_record
 from pilot.offers import usual_slots
-from pilot.prepare import code_document, code_from
+from pilot.prepare import code_document
 from pilot.resources import Resources, TaskSpec
 from pilot.scratch import SITE, Scratch
 from pilot.site_files import load_site
@@ -133,7 +133,7 @@ def reproduce(
         PilotDied: the pilot did not come up, or died.
     """
     objects = Objects(config.objects_folder)
-    signer = signing.Signer(signing.load_key(config.key_file), config.id)
+    signer = signing.signer_of(config)
     past = _read(store, objects, signer, text, depth)
     report = Report(given=sorted(past.given))
     with Scratch(config, past.start, keep) as scratch:

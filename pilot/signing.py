@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hmac
 import os
+import re
 import secrets
 import stat
 from collections.abc import Mapping, Sequence
@@ -16,14 +17,17 @@ from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pilot.errors import ConfigError, ProjectError, ProjectExists, SignatureError
+from pilot.errors import ConfigError, NotTrusted, ProjectError, ProjectExists, SignatureError
+from pilot.model import SCHEMA
 from pilot.plain import dump
 
 if TYPE_CHECKING:
+    from pilot.config import ProjectConfig
     from pilot.model import FunctionCode, Input
     from pilot.resources import TaskSpec
 
 KEY_BYTES = 32
+_PROJECT = re.compile(r"[\w-]{1,64}", re.ASCII)
 _BLOCK_BYTES = 64
 """Of SHA-256."""
 
@@ -31,13 +35,19 @@ _BLOCK_BYTES = 64
 
 
 def create_key(path: Path) -> bytes:
-    """Write a new random key to a file that only its owner can read, and return it.
+    """Write a new random key to a file that only its owner can read, and return it; errors as of `write_key`."""
+    key = secrets.token_bytes(KEY_BYTES)
+    write_key(path, key)
+    return key
+
+
+def write_key(path: Path, key: bytes) -> None:
+    """Write a key to a new file that only its owner can read.
 
     Raises:
         ProjectExists: the file exists; a key is never overwritten, because nothing signed would verify.
         ProjectError: the file cannot be written.
     """
-    key = secrets.token_bytes(KEY_BYTES)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as exc:
@@ -53,7 +63,6 @@ def create_key(path: Path) -> bytes:
     except OSError as exc:
         path.unlink(missing_ok=True)
         raise ProjectError(f"cannot write the key {str(path)!r}: {exc.strerror}") from exc
-    return key
 
 
 def load_key(path: Path) -> bytes:
@@ -83,6 +92,26 @@ def load_key(path: Path) -> bytes:
     return key
 
 
+def keep_trusted(folder: Path, project: str, key: bytes) -> None:
+    """Write down that another project's key is trusted; harmless if it is already.
+
+    Raises:
+        ProjectError: another key of that project is trusted, or the file cannot be written.
+    """
+    path = folder / project
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise ProjectError(f"cannot make the folder {str(folder)!r}: {exc.strerror}") from exc
+    try:
+        write_key(path, key)
+    except ProjectExists as exc:
+        if load_key(path) != key:
+            raise ProjectError(
+                f"another key of the project {project!r} is trusted already; remove {str(path)!r} if that is over"
+            ) from exc
+
+
 # -- signatures -----------------------------------------------------------------------------------
 
 
@@ -92,19 +121,46 @@ class Signer:
     Args:
         key: the project's key, `KEY_BYTES` long.
         project: the project's id; part of every signature.
+        trusted: folder of the keys of other projects that are trusted, each in a file named by the project's id.
     """
 
-    __slots__ = ("_inner", "_outer", "project")
+    __slots__ = ("_inner", "_others", "_outer", "_trusted", "project")
 
-    def __init__(self, key: bytes, project: str) -> None:
+    def __init__(self, key: bytes, project: str, trusted: Path | None = None) -> None:
         # HMAC as in RFC 2104, with the key worked in once: `hmac.digest` takes most of its time for that.
         block = key.ljust(_BLOCK_BYTES, b"\0")
         self._inner = sha256(bytes(byte ^ 0x36 for byte in block))
         self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
         self.project = project
+        self._trusted = trusted
+        self._others: dict[str, Signer] = {}
 
     def __repr__(self) -> str:
         return f"Signer(project={self.project!r})"  # never the key
+
+    def trust(self, project: str, key: bytes) -> Signer:
+        """Take another project's key for good as long as this object lives, and return who verifies with it."""
+        self._others[project] = Signer(key, project)
+        return self._others[project]
+
+    def of(self, project: str) -> Signer:
+        """Return who verifies what another project has signed, or this one itself.
+
+        Raises:
+            NotTrusted: its key is not among those that are trusted.
+            ProjectError, ConfigError: its key cannot be read, or is open to others.
+        """
+        if project == self.project:
+            return self
+        if project in self._others:
+            return self._others[project]
+        path = self._trusted / project if self._trusted is not None and _PROJECT.fullmatch(project) else None
+        if path is None or not path.exists():
+            raise NotTrusted(
+                f"the key of the project {project!r} is not trusted here: nothing that it signed is unpickled, run or "
+                "used by tasks; `pilot import FILE --trust KEYFILE` trusts it"
+            )
+        return self.trust(project, load_key(path))
 
     def sign(self, kind: str, version: int, fields: Any) -> bytes:
         """Return the signature of `fields`, which are plain data (tuples count as lists)."""
@@ -128,6 +184,20 @@ class Signer:
                 f"the signature of a {kind} of the project {self.project!r} does not fit: it was signed with "
                 "another key, or somebody changed the document; nothing of it was run"
             )
+
+
+def signer_of(config: ProjectConfig) -> Signer:
+    """Return who signs for a project, and verifies for those that it trusts.
+
+    Raises:
+        ProjectError, ConfigError: its key cannot be read, or is open to others.
+    """
+    return Signer(load_key(config.key_file), config.id, config.trusted_folder)
+
+
+def proof(signer: Signer) -> bytes:
+    """Return what only a project's key can sign, and anybody may see: it tells whether a key is the one."""
+    return signer.sign("project", SCHEMA, [signer.project])
 
 
 def chain(previous: str, signature: bytes) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from io import BytesIO
 
 from pilot.errors import DecodingError, EncodingError, PilotError
-from pilot.plain import ATOMS, FORM, NotPlain, Reference, dump, from_tree, parse, quote, register, to_tree
+from pilot.plain import ATOMS, FORM, NotPlain, Reference, dump, from_tree, only_data, parse, quote, register, to_tree
 
 try:
     from _blake2 import blake2b  # hashlib loads OpenSSL too: 3 ms and two libraries in every child
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NOT_NATIVE", "Encoded", "Reference", "decode", "digest", "encode", "encode_argument", "files_in",
-    "from_native", "hasher", "native", "reencode", "register",
+    "from_native", "hasher", "is_data", "native", "reencode", "register",
 ]  # fmt: skip
 
 NOT_NATIVE: Any = type("NotNative", (), {"__repr__": lambda self: "NOT_NATIVE"})()
@@ -277,6 +277,22 @@ def decode(data: Part, resolve: Resolve | None = None) -> Any:
     except Exception as exc:
         raise DecodingError(f"a stored value cannot be read: {type(exc).__name__}: {exc}") from exc
     raise DecodingError(f"an encoded value begins with {tag!r}: it is damaged, or a newer pilot wrote it")
+
+
+def is_data(data: Part) -> bool:
+    """Whether to decode these bytes runs no code, whoever wrote them: no pickle, and no registered type.
+
+    Raises:
+        DecodingError: damaged bytes.
+    """
+    tag = bytes(data[:1])
+    if tag != b"j":
+        return tag in (b"b", b"n")
+    try:
+        text = str(data, "utf-8")
+        return f'"{FORM}"' not in text or only_data(parse(text, 1)[0])
+    except (ValueError, TypeError, AttributeError, RecursionError) as exc:
+        raise DecodingError(f"a stored value cannot be read: {type(exc).__name__}: {exc}") from exc
 
 
 _FILE_MARK = b'{"~":["file",'

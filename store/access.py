@@ -5,7 +5,6 @@ from __future__ import annotations
 from pilot import signing
 from pilot.config import ProjectConfig, read_secret
 from pilot.errors import SchemaMismatch
-from pilot.model import SCHEMA
 from pilot.store import pilots, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
@@ -73,4 +72,4 @@ def _settle(store: Store, config: ProjectConfig) -> None:
 
 def proof(config: ProjectConfig) -> bytes:
     """Return what only the project's key can sign; it stands in the database from the first day."""
-    return signing.Signer(signing.load_key(config.key_file), config.id).sign("project", SCHEMA, [config.id])
+    return signing.proof(signing.signer_of(config))

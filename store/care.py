@@ -145,17 +145,22 @@ def drop(objects: Objects, hashes: set[str], who: str) -> None:
                 shutil.rmtree(f"{objects.root}/trees/{tree}", ignore_errors=True)
 
 
-def _drop(objects: Objects, hash: str, who: str) -> None:
-    path, note = objects.path(hash), f"{objects.root}/dropped/{hash[:2]}/{hash[2:]}"
+def note_absence(objects: Objects, hash: str, who: str) -> None:
+    """Write down who left out or gave up the bytes of an object; whoever wants to read it is told."""
+    note = f"{objects.root}/dropped/{hash[:2]}/{hash[2:]}"
     os.makedirs(os.path.dirname(note), 0o700, exist_ok=True)
     draft = f"{note}.{os.urandom(4).hex()}"
     with open(draft, "w", encoding="utf-8") as file:
         file.write(who + "\n")
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, note)  # before: at no moment is it gone without a reason
+    os.replace(draft, note)
+
+
+def _drop(objects: Objects, hash: str, who: str) -> None:
+    note_absence(objects, hash, who)  # before: at no moment is it gone without a reason
     with suppress(FileNotFoundError):
-        os.unlink(path)
+        os.unlink(objects.path(hash))
 
 
 # -- collection -------------------------------------------------------------------------------------

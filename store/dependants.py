@@ -324,7 +324,7 @@ def _fail_dependants(store: Store, waiting: Document) -> list[str]:
 
 @translating("retry tasks")
 def retry(store: Store, ids: Sequence[str]) -> int:
-    """Make failed and cancelled tasks run again; return how many.
+    """Make failed and cancelled tasks run again; return how many. What was imported is never run: it is left.
 
     Their dependants that failed upstream wait again, transitively. A task that itself failed upstream goes
     back to waiting; if its parent is still failed, the check that follows says so again. Budgets start anew,
@@ -338,6 +338,7 @@ def retry(store: Store, ids: Sequence[str]) -> int:
                 "_id": {"$in": list(part)},
                 "kind": {"$ne": Kind.JOIN.value},
                 "state": {"$in": [State.FAILED.value, State.CANCELLED.value]},
+                "from": {"$exists": False},
             },
             [
                 {

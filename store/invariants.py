@@ -156,7 +156,10 @@ def _labels(store: Store, only: set[str] | None) -> Iterable[Problem]:
 
 
 def _sources(store: Store, only: set[str] | None) -> Iterable[Problem]:
-    """Check that every input with a source names the official record and output with the same content."""
+    """Check that every input with a source names the official record and output with the same content.
+
+    Of imported records the tasks come last: where an import was interrupted, they are not there yet.
+    """
     query: Document = {"inputs.source": {"$exists": True}}
     if only is not None:
         query["task"] = {"$in": sorted(only)}
@@ -177,7 +180,9 @@ def _sources_of(store: Store, records: list[Document]) -> Iterable[Problem]:
             if source:
                 wanted[source["record"]].append((record["_id"], source["output"], item["hash"]))
     for part in chunks(sorted(wanted)):
-        there = {doc["_id"]: doc for doc in store.provenance.find({"_id": {"$in": list(part)}}, ["task", "outputs"])}
+        there = {
+            doc["_id"]: doc for doc in store.provenance.find({"_id": {"$in": list(part)}}, ["task", "outputs", "from"])
+        }
         tasks = [doc["task"] for doc in there.values()]
         users = store.tasks.find({"_id": {"$in": tasks}}, ["official"])
         official = {doc["_id"]: official_record(doc) for doc in users}
@@ -186,7 +191,7 @@ def _sources_of(store: Store, records: list[Document]) -> Iterable[Problem]:
                 task = user.rpartition(":")[0]
                 if name not in there:
                     yield task, f"record {user} names source {name!r}, which does not exist"
-                elif official.get(there[name]["task"]) != name:
+                elif official.get(there[name]["task"], name if "from" in there[name] else None) != name:
                     yield task, f"record {user} names source {name!r}, which is not the official one"
                 elif digest not in [o["hash"] for o in there[name]["outputs"] if o["name"] == output]:
                     yield task, f"record {user}: source {name!r} has no output {output!r} with hash {digest}"

@@ -30,17 +30,9 @@ from pilot.errors import (
 
 Document = dict[str, Any]
 _COLLECTIONS = (
-    "tasks",
-    "provenance",
-    "superseded",
-    "functions",
-    "environments",
-    "pilots",
-    "pools",
-    "scalers",
-    "meta",
+    "tasks", "provenance", "superseded", "functions", "environments", "pilots", "pools", "scalers", "archives", "meta",
     "events",
-)
+)  # fmt: skip
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -130,6 +122,7 @@ class Store:
     pilots: Collection[Document]
     pools: Collection[Document]
     scalers: Collection[Document]
+    archives: Collection[Document]
     meta: Collection[Document]
     events: Collection[Document]
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pilot.errors import PilotError
 from pilot.model import official_record
-from pilot.records import Get, Named, contents_named, contents_of_task, unpack
+from pilot.records import Get, Named, contents_named, contents_of_function, contents_of_task, unpack
 from pilot.states import ENDED
 from pilot.store import provenance, spool, tasks
 from pilot.store.mongo import Store, translating
@@ -59,11 +59,7 @@ def of_functions(store: Store) -> Iterator[Use]:
     query = {"$or": [large, {"module_text": True}]}
     with translating("read what functions name", store.where):
         for doc in store.functions.find(query, ["pickle", "module_text", "module_hash", "qualname"]):
-            by, pickle = f"function {doc.get('qualname', doc['_id'])}", doc.get("pickle", {})
-            if "hash" in pickle and "data" not in pickle:
-                yield Use(by, Named(pickle["hash"], "function"))
-            if doc.get("module_text"):
-                yield Use(by, Named(doc["module_hash"], "module text"))
+            yield from _uses(f"function {doc.get('qualname', doc['_id'])}", contents_of_function(doc))
 
 
 def of_spool(folder: Path, get: Get) -> Iterator[Use]:

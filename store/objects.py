@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 
@@ -99,8 +99,35 @@ class Objects:
             EncodingError: the value changed while it was written (an array that another thread fills).
         """
         if not self.touch(encoded.hash, encoded.size):
-            self.write(encoded.hash, lambda draft: _write_draft(draft, encoded))
+            self.write(encoded.hash, lambda draft: _write_draft(draft, lambda file: _write_parts(file, encoded)))
         return encoded.hash
+
+    def pieces(self, hash: str) -> Iterator[bytes]:
+        """Yield the object's bytes in pieces, in little memory; they are good if no error comes at their end.
+
+        Raises:
+            ObjectMissing: it is not there.
+            ObjectCorrupt: its bytes, all of them yielded by then, have another hash.
+        """
+        state = hasher()
+        with self._found(hash) as path, open(path, "rb") as file:
+            while piece := file.read(_MAPPED):
+                state.update(piece)
+                yield piece
+        if state.hexdigest() != hash:
+            raise damaged(path)
+
+    def receive(self, hash: str, size: int, pieces: Iterable[bytes]) -> bool:
+        """Store an object whose bytes come in pieces, as `put` does; return False if it was there already.
+
+        Raises:
+            ObjectCorrupt: the pieces do not have this hash; nothing is left behind.
+            ObjectStoreFull: no space, quota or file size left; nothing is left behind.
+        """
+        if self.touch(hash, size):
+            return False
+        self.write(hash, lambda draft: _write_draft(draft, lambda file: _write_pieces(file, hash, pieces)))
+        return True
 
     def touch(self, hash: str, size: int) -> bool:
         """Renew an existing object, so that collection spares it; False if it is not there or was cut short."""
@@ -205,13 +232,24 @@ def new_file(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
 
 
-def _write_draft(path: str, encoded: Encoded) -> None:
+def _write_draft(path: str, fill: Callable[[int], None]) -> None:
     descriptor = new_file(path)
     try:
-        _write_parts(descriptor, encoded)
+        fill(descriptor)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_pieces(descriptor: int, hash: str, pieces: Iterable[bytes]) -> None:
+    written = hasher()
+    for whole in pieces:
+        written.update(whole)
+        piece = memoryview(whole)
+        while piece:
+            piece = piece[os.write(descriptor, piece) :]
+    if written.hexdigest() != hash:
+        raise ObjectCorrupt(f"bytes that should be the object {hash!r} have another hash; they were not stored")
 
 
 def _write_parts(descriptor: int, encoded: Encoded) -> None:

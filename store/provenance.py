@@ -25,6 +25,7 @@ from pilot.errors import StoreUnavailable
 from pilot.model import record_id
 from pilot.records import SEAL, Seal
 from pilot.states import Outcome
+from pilot.store import foreign
 from pilot.store.mongo import Store, duplicates, translating
 from pilot.store.tasks import Document, End, chunks
 from pilot.values import digest
@@ -73,16 +74,22 @@ def encode(
 
 
 def opened(raw: bytes) -> tuple[Document, str]:
-    """Return a stored record, and the digest of its bytes without the seal; "" if no seal is at its end.
-
-    What follows from it is judged elsewhere: the digest is to be the one that the seal says.
-    """
+    """Return a stored record, and its `digest_of`."""
     doc = bson.decode(raw, _CODEC)
+    return doc, digest_of(raw, doc)
+
+
+def digest_of(raw: bytes, doc: Document) -> str:
+    """Return the digest of the bytes of a stored record, which is `doc`, without its seal.
+
+    It is "" if the seal is not at the end. It is judged elsewhere: it is to be the one that the seal says.
+    """
+    raw = foreign.bare(raw, doc)
     tail = bson.encode({name: doc[name] for name in SEAL if name in doc})[_SIZE.size :]
     if not raw.endswith(tail):  # somebody added a field, or put one in another place
-        return doc, ""
+        return ""
     size = len(raw) - len(tail) + 1
-    return doc, digest(_SIZE.pack(size), memoryview(raw)[_SIZE.size : size - 1], b"\0")
+    return digest(_SIZE.pack(size), memoryview(raw)[_SIZE.size : size - 1], b"\0")
 
 
 def stream(store: Store, ids: Sequence[str] | None = None, superseded: bool = False) -> Iterator[bytes]:
@@ -97,16 +104,7 @@ def stream(store: Store, ids: Sequence[str] | None = None, superseded: bool = Fa
     with translating("read provenance records", store.where):
         batches: Any = (store.superseded if superseded else store.provenance).find_raw_batches(query)
         for batch in batches:
-            yield from _split(batch)
-
-
-def _split(batch: bytes) -> Iterator[bytes]:
-    """Yield the documents of a batch."""
-    start = 0
-    while start < len(batch):
-        (size,) = _SIZE.unpack_from(batch, start)
-        yield batch[start : start + size]
-        start += size
+            yield from foreign.split(batch)
 
 
 @translating("write provenance records")
@@ -177,7 +175,7 @@ def get_raw(
     for part in chunks(list(dict.fromkeys(ids))):
         batches: Any = store.provenance.find_raw_batches({"_id": {"$in": list(part)}, **query}, list(fields))
         for batch in batches:
-            for one in _split(batch):
+            for one in foreign.split(batch):
                 _, length = _HEAD.unpack_from(one)
                 found[one[_HEAD.size : _HEAD.size + length - 1].decode()] = one
     return found
@@ -197,8 +195,13 @@ def attempts(store: Store, task: str) -> list[Document]:
 
 @translating("store functions")
 def put_functions(store: Store, documents: Sequence[Document]) -> None:
-    """Store functions by content; those that are there are left."""
-    _put_once(store.functions, documents)
+    """Store functions by content; those that are there are left.
+
+    But for what was imported: its signature is another project's, and with that our pools would not run it.
+    """
+    for there in _put_once(store.functions, documents):
+        ours = next(doc for doc in documents if doc["_id"] == there)
+        store.functions.replace_one({"_id": there, "from": {"$exists": True}}, ours)
 
 
 @translating("store an environment")
@@ -207,12 +210,14 @@ def put_environment(store: Store, document: Document) -> None:
     _put_once(store.environments, [document])
 
 
-def _put_once(collection: Any, documents: Sequence[Document | RawBSONDocument]) -> None:
+def _put_once(collection: Any, documents: Sequence[Document | RawBSONDocument]) -> list[Any]:
+    """Insert documents that are not there; return the ids of the others."""
     if documents:
         try:
             collection.insert_many(documents, ordered=False)
         except BulkWriteError as exc:
-            duplicates(exc)
+            return duplicates(exc)
+    return []
 
 
 @translating("read functions")

@@ -7,6 +7,7 @@
 | superseded | what a pool recorded of an attempt that had been given up as lost before | `_id` = ``task:attempt`` |
 | functions, environments | content, written once | `_id` = hash |
 | pilots, pools | a pilot; a pool, `_id` = its lease token | `_id` |
+| archives | where imported documents came from | `_id` = the archive's id |
 | scalers | what is held of asking for a site's pilots | `_id` = the site's name |
 | events | capped; hints that save waiting and may be lost | tail |
 | meta | the schema version | `_id` = ``schema`` |

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from pilot import lifecycle
-from pilot.errors import TaskNotFound
+from pilot.errors import InvalidInput, TaskNotFound
 from pilot.model import bucket_of, record_id
 from pilot.resources import TaskSpec
 from pilot.states import GOOD, Kind, Outcome, State
@@ -461,6 +461,19 @@ def adopt(store: Store, task: str, name: str, attempt: int, now: datetime) -> No
             "official": attempt, "rev": 0, "submitted": now, "ended": now,
         }
     )  # fmt: skip
+
+
+def refuse_imported(doc: Document) -> None:
+    """Refuse to run a task of another project.
+
+    Raises:
+        InvalidInput: it was imported.
+    """
+    if "from" in doc:
+        raise InvalidInput(
+            f"cannot retry task {doc['_id']!r}: it was imported from the project {doc['from']['project']!r}, of which "
+            "nothing is run here; submit a task of your own"
+        )
 
 
 @translating("list tasks")

@@ -19,7 +19,7 @@ from pilot.model import new_token
 from pilot.store import invariants, mongod, schema
 from pilot.store.local import LocalServer
 from pilot.store.mongo import Store
-from tests import queue_rig
+from tests import archive_rig, queue_rig
 from tests.cli_rig import Call, Said
 from tests.rig import Rig
 from tests.server_rig import kill
@@ -140,17 +140,7 @@ def store(mongod_uri: str, clean_databases: list[str], request: pytest.FixtureRe
 
 def wipe(store: Store) -> None:
     """Delete everything but the schema."""
-    for name in (
-        "tasks",
-        "provenance",
-        "superseded",
-        "functions",
-        "environments",
-        "pilots",
-        "pools",
-        "scalers",
-        "events",
-    ):
+    for name in store.database.list_collection_names(filter={"name": {"$ne": "meta"}}):
         store.database[name].delete_many({})
 
 
@@ -245,3 +235,22 @@ def gate(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "gate"
     yield path
     path.touch()
+
+
+# -- archives ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def made(shared_rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> archive_rig.Made:
+    """Return an archive of what the shared project has run."""
+    here = Path.cwd()
+    try:
+        return archive_rig.make(shared_rig, tmp_path_factory.mktemp("archive") / "some.pilot.zip")
+    finally:
+        os.chdir(here)  # `pilot -C` has changed it
+
+
+@pytest.fixture
+def bring(store: Store, tmp_path: Path) -> archive_rig.Import:
+    """Import archives into the store of the test, with objects in ``objects``."""
+    return archive_rig.importer(store, tmp_path / "objects")

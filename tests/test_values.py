@@ -309,6 +309,35 @@ def test_decoding_imports_the_module_that_registers(tmp_path: pathlib.Path, monk
 
 
 @pytest.mark.parametrize(
+    ("value", "data"),
+    [
+        (1, True),
+        ([{"a": (1, b"x", 2j)}], True),
+        (b"x", True),
+        (np.arange(3), True),
+        ({"~": ["type", "os:path", 1]}, True),  # a value that only looks like a form
+        ({1, 2}, False),
+    ],
+)
+def test_what_is_read_without_running_code(value: Any, data: bool) -> None:
+    assert values.is_data(values.encode(value).data) is data
+
+
+@pytest.mark.parametrize(
+    "text", ['{"~":["type","antigravity:x",1]}', '[{"a":{"~":["tuple",[{"~":["type","antigravity:x",1]}]]}}]']
+)
+def test_a_registered_type_is_no_data(text: str) -> None:
+    assert not values.is_data(b"j" + text.encode())
+    assert not values.is_data(memoryview(b"j" + text.encode()))
+
+
+@pytest.mark.parametrize("text", ['{"~":7}', '{"~":[]}', '{"~":["dict",7]}', '{"~":', '{"~"' + "[" * 100_000, "\udc00"])
+def test_damaged_data_is_a_decoding_error(text: str) -> None:
+    with pytest.raises(DecodingError):
+        values.is_data(b"j" + text.encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize(
     "data",
     [b"", b"j", b"j1 2", b"j{", b"x5", b"p", b"pabc", b"r", b"rabc", b"n", b"n\x93NUMPY\x01\x00", b"j\xff",
      b'j{"~":["nothing"]}', b'j{"~":1}', b'j{"~":["path"]}', encode(np.zeros(3)).data[:-1], encode({1}).data[:-2]],

@@ -39,9 +39,9 @@ def identity(index: int) -> int:
 
 
 @contextmanager
-def project(settings: Settings) -> Iterator[ProjectConfig]:
+def project(settings: Settings, name: str = "project") -> Iterator[ProjectConfig]:
     """Make a project with its embedded server; at the end the server is stopped."""
-    root = settings.folder / "project"
+    root = settings.folder / name
     root.mkdir()
     config = create_project(root)
     signing.create_key(config.key_file)

@@ -65,6 +65,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "group": Entry("remarks", "group", "Put tasks into groups, take them out, list groups."),
         "verify": Entry("verify", "verify", "Check that a result and what went into it are as written."),
         "reproduce": Entry("reproduce", "reproduce", "Run a result again with the recorded code, and compare."),
+        "export": Entry("archive", "export", "Write tasks and all that their results came from to one file."),
+        "import": Entry("archive", "import_", "Take over what such a file holds."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}

@@ -178,6 +178,7 @@ def retry(ctx: click.Context, names: tuple[str, ...], state: str | None, tag: st
         if names:
             docs = [store_tasks.resolve(store, name) for name in names]
             for doc in docs:
+                store_tasks.refuse_imported(doc)
                 if doc["state"] not in (State.FAILED, State.CANCELLED):
                     raise InvalidInput(f"cannot retry task {doc['_id']}: it is {doc['state']}, not failed or cancelled")
             ids = [doc["_id"] for doc in docs]

@@ -168,7 +168,7 @@ def _audit(patient: _Patient, deep: bool) -> Iterator[Finding]:
     """Look at every record: about ten thousand in a second."""
     if patient.store is None:
         return
-    signer = signing.Signer(signing.load_key(patient.config.key_file), patient.config.id)
+    signer = signing.signer_of(patient.config)
     audit = Audit(patient.store, Objects(patient.config.objects_folder), signer, deep)
     found = 0
     for problem in audit.problems():

@@ -12,8 +12,10 @@ import click
 from pilot.cli import queries, text
 from pilot.cli.common import Command, Rows, console, escaped, now, opened, tell, waiting
 from pilot.errors import ExpressionError
+from pilot.records import Get
 from pilot.search import Search, listed
 from pilot.store import answers
+from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 
 Document = dict[str, Any]
@@ -32,6 +34,15 @@ pilot find 'env.packages.numpy >= 2 and function ~ "*energy"' --count
 pilot find 'descends from 01nrs4becb2na7-0' --json
 
 docs/concepts/query.md explains all fields and operators."""
+
+
+def search_for(store: Store, get: Get, wanted: str | Document | None, **options: Any) -> Search:
+    """Return the search for what a person asks for; what cannot be read is pointed at."""
+    try:
+        return Search(store, get, wanted, **options)
+    except ExpressionError as exc:
+        click.echo(exc.pointer, err=True)
+        raise click.UsageError(exc.reason) from exc
 
 
 @click.command(cls=Command, epilog=_EXAMPLES)
@@ -60,11 +71,7 @@ def find(
         get = Objects(project.config.objects_folder).get
         most = limit or MOST
         read = limit if as_json else most + 1  # one more tells whether there are more
-        try:
-            search = Search(project.store, get, wanted, sort=sort, limit=read, fields=columns)
-        except ExpressionError as exc:
-            click.echo(exc.pointer, err=True)
-            raise click.UsageError(exc.reason) from exc
+        search = search_for(project.store, get, wanted, sort=sort, limit=read, fields=columns)
         _prepare(search, queries.size(project.store), counting=count)
         if count:
             click.echo(search.count())

@@ -68,6 +68,8 @@ def print_all(found: Found, everything: bool) -> None:
         rows.add("tags", escaped(" ".join(task["tags"])))
     if task.get("groups"):
         rows.add("groups", escaped(", ".join(task["groups"])))
+    if task.get("from"):
+        rows.add("from", escaped(f"project {task['from']['project']}, imported by archive {task['from']['archive']}"))
     rows.add("submitted", f"{text.age(task['submitted'], moment)} ago, {text.iso(task['submitted'])}")
     if task.get("pending"):
         shown = ", ".join(task["pending"][:4]) + (" …" if len(task["pending"]) > 4 else "")

@@ -13,7 +13,7 @@ from pilot.cli.common import Command, emit, json_option, opened
 from pilot.cli.completion import tasks as complete_tasks
 from pilot.cli.sheet import Found, print_all, shown_of
 from pilot.config import ProjectConfig
-from pilot.errors import PilotError, SignatureError
+from pilot.errors import NotTrusted, PilotError, SignatureError
 from pilot.store import provenance, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
@@ -75,7 +75,10 @@ def _find(config: ProjectConfig, store: Store, task: Document, everything: bool)
 def _distrust(config: ProjectConfig, record: Document) -> str:
     """Return why a record is not to be trusted; empty if it is what its pool wrote."""
     try:
-        records.verify(record, signing.Signer(signing.load_key(config.key_file), config.id))
+        signer = signing.signer_of(config)
+        records.verify(record, signer)
+    except NotTrusted as exc:
+        return f"is that of another project: {exc}"
     except SignatureError as exc:
         return f"does not fit: {exc}"
     except PilotError as exc:

@@ -24,7 +24,7 @@ def verify(task: str, depth: int | None, as_json: bool) -> int:
     ID is a task's, which may be shortened, or a record's (TASK:ATTEMPT). Objects are read and their bytes compared.
     """
     with opened() as project, waiting("verifying"):
-        signer = signing.Signer(signing.load_key(project.config.key_file), project.config.id)
+        signer = signing.signer_of(project.config)
         ids = verifying.records_of(project.store, task)
         report = verifying.lineage_of(project.store, Objects(project.config.objects_folder), signer, ids, depth)
     code = 0 if report.good else 1
