@@ -55,11 +55,17 @@ def capture(mpi: str, variables: Mapping[str, str] = os.environ, site: str = "lo
 
 def chosen(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are kept, sorted by name."""
-    return {
-        name: value
-        for name, value in sorted(variables.items())
-        if KEPT.fullmatch(name) and not SECRET.search(name) and not _PASSWORD.search(value)
-    }
+    return {name: value for name, value in sorted(variables.items()) if KEPT.fullmatch(name) and harmless(name, value)}
+
+
+def harmless(name: str, value: str) -> bool:
+    """Say whether nothing about a variable looks like a secret."""
+    return not SECRET.search(name) and not _PASSWORD.search(value)
+
+
+def scrubbed(text: str) -> str:
+    """Return a text with no password in any URI."""
+    return _PASSWORD.sub("://…@", text)
 
 
 def container(variables: Mapping[str, str]) -> str | None:

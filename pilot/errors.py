@@ -30,6 +30,10 @@ class TaskNotFound(PilotError, LookupError):
     """No task has this id, or a shortened id fits several."""
 
 
+class PackageMissing(PilotError, ImportError):
+    """A Python package that only some need is not installed; the message says how to get it."""
+
+
 class NotOffered(UserWarning):
     """No pilot that is up can run what was submitted; it waits until one can. A warning, not an error."""
 

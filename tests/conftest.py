@@ -50,7 +50,19 @@ def _slurm() -> str:
     )
 
 
-SERVICES: dict[str, Callable[[], str]] = {"mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm}
+def roc_validator() -> Path:
+    """Return the Python of an environment with `roc-validator`, which wants an older `rich` than we do."""
+    return Path(os.environ.get("PILOT_TEST_ROC_VALIDATOR", Path(sys.prefix) / "roc-validator"), "bin", "python")
+
+
+def _roc_validator() -> str:
+    place = roc_validator()
+    return "" if place.is_file() else f"no {str(place)!r} (python -m venv, pip install roc-validator)"
+
+
+SERVICES: dict[str, Callable[[], str]] = {
+    "mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "roc-validator": _roc_validator, "slurm": _slurm,
+}  # fmt: skip
 """For each service a function that says why it is missing; an empty string if it is there."""
 
 

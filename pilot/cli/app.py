@@ -49,6 +49,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "tasks": Entry("tasks", "tasks", "List tasks, newest first."),
         "show": Entry("show", "show", "Show a task and where its result came from."),
         "logs": Entry("logs", "logs", "Print what a task wrote to its output."),
+        "publish": Entry("publish", "publish", "Write where results came from as W3C PROV or as an RO-Crate."),
         "explain": Entry("explain", "explain", "Say why a task is not running."),
         "wait": Entry("control", "wait", "Wait until tasks have ended."),
         "cancel": Entry("control", "cancel", "Cancel what has not begun, stop what runs."),
