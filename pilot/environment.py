@@ -96,6 +96,16 @@ def chosen(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
+def harmless(name: str, value: str) -> bool:
+    """Say whether nothing about a variable looks like a secret."""
+    return not SECRET.search(name) and without_secrets(value) == value
+
+
+def scrubbed(text: str) -> str:
+    """Return a text with `HIDDEN` in place of lines with something that is a secret by its form."""
+    return "\n".join(HIDDEN if _SECRETS.search(line) else line for line in text.splitlines())
+
+
 def without_secrets(value: str) -> str:
     """Return a variable's value with `HIDDEN` in place of what is a secret by its form, or of all if that is safer."""
     if _SECRETS.search(value):

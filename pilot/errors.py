@@ -56,6 +56,10 @@ class DrawingError(PilotError):
     """A picture cannot be made: Graphviz's `dot` is not there, refused, or took too long."""
 
 
+class PackageMissing(PilotError, ImportError):
+    """A Python package that only some need is not installed; the message says how to get it."""
+
+
 class NotOffered(UserWarning):
     """No pilot that is up can run what was submitted; it waits until one can. A warning, not an error."""
 

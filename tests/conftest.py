@@ -57,8 +57,18 @@ def _dot() -> str:
     return "" if shutil.which("dot") else "Graphviz' dot is not on the PATH (Debian: graphviz)"
 
 
+def roc_validator() -> Path:
+    """Return the Python of an environment with `roc-validator`, which wants an older `rich` than we do."""
+    return Path(os.environ.get("PILOT_TEST_ROC_VALIDATOR", Path(sys.prefix) / "roc-validator"), "bin", "python")
+
+
+def _roc_validator() -> str:
+    place = roc_validator()
+    return "" if place.is_file() else f"no {str(place)!r} (python -m venv, pip install roc-validator)"
+
+
 SERVICES: dict[str, Callable[[], str]] = {
-    "mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm, "dot": _dot,
+    "mongod": _mongod, "mpiexec": _mpiexec, "pw.x": _pw, "slurm": _slurm, "dot": _dot, "roc-validator": _roc_validator,
 }  # fmt: skip
 """For each service a function that says why it is missing; an empty string if it is there."""
 

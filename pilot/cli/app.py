@@ -49,8 +49,6 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "submit": Entry("submit", "submit", "Submit a command as a task."),
         "tasks": Entry("tasks", "tasks", "List tasks, newest first."),
         "show": Entry("show", "show", "Show a task and where its result came from."),
-        "find": Entry("find", "find", "Find records by what they hold."),
-        "index": Entry("index", "index", "List, make or drop what queries go by."),
         "logs": Entry("logs", "logs", "Print what a task wrote to its output."),
         "explain": Entry("explain", "explain", "Say why a task is not running."),
         "wait": Entry("control", "wait", "Wait until tasks have ended."),
@@ -59,6 +57,7 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "invalidate": Entry("control", "invalidate", "Let results not be taken for equal tasks."),
     },
     "Provenance": {
+        "find": Entry("find", "find", "Find records by what they hold."),
         "graph": Entry("graph", "graph", "Show what a result came from, and what was made of it."),
         "tag": Entry("remarks", "tag", "Add tags to tasks, or remove them."),
         "note": Entry("remarks", "note", "Write a note on tasks, or read what was written."),
@@ -67,6 +66,8 @@ SECTIONS: dict[str, dict[str, Entry]] = {
         "reproduce": Entry("reproduce", "reproduce", "Run a result again with the recorded code, and compare."),
         "export": Entry("archive", "export", "Write tasks and all that their results came from to one file."),
         "import": Entry("archive", "import_", "Take over what such a file holds."),
+        "publish": Entry("publish", "publish", "Write where results came from as W3C PROV or as an RO-Crate."),
+        "index": Entry("index", "index", "List, make or drop what queries go by."),
     },
 }
 COMMANDS = {name: entry for section in SECTIONS.values() for name, entry in section.items()}
