@@ -130,6 +130,7 @@ def reproduce(
         TaskNotFound: there is no such task.
         InvalidInput: it did not succeed, or its lineage is too large.
         SignatureError: something of it is not what was written: see `pilot verify`.
+        NotTrusted: something of it was imported from a project whose key is not trusted.
         PilotDied: the pilot did not come up, or died.
     """
     objects = Objects(config.objects_folder)
@@ -186,9 +187,12 @@ def _read(store: Store, objects: Objects, signer: signing.Signer, text: str, dep
     functions = {spec.function for spec in specs.values() if spec.function}
     names = {doc["environment"] for doc in found.values() if "environment" in doc}
     environments = [doc for name in sorted(names) if (doc := provenance.get_environment(store, name)) is not None]
+    given = provenance.get(store, set().union(*sources.values()) - found.keys())
+    for doc in (*found.values(), *given.values()):
+        records.verify(doc, signer)  # what was imported must be trusted: it is unpickled here
     return _Past(
         found[start]["task"], {name: found[name] for name in order}, specs, provenance.get_functions(store, functions),
-        provenance.get(store, set().union(*sources.values()) - found.keys()), environments,
+        given, environments,
     )  # fmt: skip
 
 
@@ -201,7 +205,8 @@ def _specs(store: Store, objects: Objects, signer: signing.Signer, docs: Sequenc
         if task is None:
             raise InvalidInput(f"cannot run {doc['_id']!r} again: its task is not in this project, only its record is")
         inputs = records.unpack_inputs(task["inputs"], objects.get)
-        signer.verify("task", SCHEMA, signing.task_fields(task, inputs), task.get("signature"))
+        by = signer.of(task["from"]["project"]) if "from" in task else signer
+        by.verify("task", SCHEMA, signing.task_fields(task, inputs), task.get("signature"))
         if task["signature"] != doc["task_signature"]:
             raise SignatureError(f"task {task['_id']!r} is not the one that record {doc['_id']!r} is of")
         specs[doc["_id"]] = TaskSpec(
@@ -282,7 +287,7 @@ class _Again:
         """Run the tasks, and wait for their ends."""
         store, now = self._scratch.store, datetime.now(UTC)
         for doc in self._past.given.values():
-            body = {key: value for key, value in doc.items() if key not in records.SEAL}
+            body = {key: value for key, value in doc.items() if key not in (*records.SEAL, "from")}
             seal = partial(records.seal, signer=self._scratch.signer)
             provenance.insert(store, [provenance.encode(body, seal, records.minimal)[0]])
             tasks.adopt(store, doc["task"], doc.get("name") or "", doc["attempt"], now)

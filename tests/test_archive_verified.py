@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_what_was_imported_is_audited(made: Made, lobby: Rig, say: Any, trusted:
     code, text = say(lobby, "verify", made.ids["text"])
     assert (code, "it is not what its hash says" in text) == (1, True)
     lobby.store.functions.update_one({"_id": function}, {"$set": {"qualname": "total"}})
+
+
+def test_what_was_imported_comes_out_again(made: Made, lobby: Rig, say: Any) -> None:
+    assert say(lobby, "import", made.path)[0] == 0
+    shutil.rmtree(lobby.config.trusted_folder, ignore_errors=True)
+    code, text = say(lobby, "reproduce", made.ids["sum"])
+    assert code == 1
+    assert "is not trusted here" in text
+    assert say(lobby, "import", made.path, "--trust", made.key_file)[0] == 0
+    code, text = say(lobby, "reproduce", made.ids["sum"], "--depth", "0")
+    assert code == 0
+    assert "1 task, 1 output: 1 identical" in text
 
 
 def test_a_changed_field_is_seen_without_any_key(made: Made, bring: Import, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from prov.model import (
     ProvDocument,
     ProvEntity,
     ProvGeneration,
+    ProvMembership,
     ProvUsage,
 )
 from rocrate.rocrate import ROCrate
@@ -379,6 +380,37 @@ def test_files(hand: Hand, publish: Publish, tmp_path: Path) -> None:
     assert graph["data/a-1/scf.in"]["contentSize"] == "11"
     assert {graph[f"#value-a%3A1%2F{name}"]["@type"] for name in ("lying", "tree", "gone")} == {"CreativeWork"}
     assert graph["#value-a%3A1%2Flying"]["identifier"] == f"blake2b-256:{bytes_of_it.hash}"
+
+
+@pytest.mark.any_documents
+def test_directories_and_values_with_files_in_them(
+    hand: Hand, publish: Publish, tmp_path: Path, judge: Callable[[Path], None]
+) -> None:
+    one, empty = values.Encoded.of((b"one",)), values.Encoded.of((b"",))
+    manifest = [["a.txt", one.hash, 3], ["sub/ü b", empty.hash, 0], ["x/"], ["z", "0" * 64, 9]]
+    tree = values.Encoded.of((json.dumps(manifest, separators=(",", ":"), ensure_ascii=False).encode(),))
+    for encoded in (one, empty, tree):
+        hand.objects.put(encoded)
+    whole = {"~": ["file", {"name": "out.save", "hash": tree.hash, "size": 12, "tree": True}]}
+    single = {"~": ["file", {"name": "a.txt", "hash": one.hash, "size": 3}]}
+    both = {"n": 1, "f": [single, whole]}
+    outputs = [{**hand.entry(name, 0), "value": value} for name, value in (("tree", whole), ("result", both))]
+    hand.add("a", outputs=outputs)
+    document, graph = publish("a")
+    (folder,) = tmp_path.glob("crate-*")
+    judge(folder)
+    assert graph["data/a-1/out.save/"]["@type"] == "Dataset"
+    assert (folder / "data/a-1/out.save/a.txt").read_bytes() == b"one"
+    assert (folder / "data/a-1/out.save/sub/b").read_bytes() == b""
+    assert {graph[id]["@type"] for id in graph.refs("data/a-1/out.save/", "hasPart")} == {"File", "CreativeWork"}
+    made = graph["#value-a%3A1%2Fresult"]
+    assert (made["@type"], json.loads(made["description"])["n"]) == ("Collection", 1)
+    assert graph.refs(made["@id"], "hasPart") == ["data/a-1/result/a.txt", "data/a-1/result/out.save/"]
+    assert (folder / "data/a-1/result/out.save/sub/b").is_file()
+    members = relations(document, ProvMembership)
+    assert ("project:output/a/1/tree", f"project:file/{one.hash}/a.txt", "") in members
+    assert ("project:output/a/1/result", f"project:file/{tree.hash}/out.save", "") in members
+    assert ("project:file/" + tree.hash + "/out.save", f"project:file/{one.hash}/a.txt", "") in members
 
 
 @pytest.mark.any_documents

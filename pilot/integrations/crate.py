@@ -56,6 +56,10 @@ class Crate:
         types = {} if kind is None else {"@type": kind}
         return self._crate.add(self._file(self._crate, read, path, properties={**types, **said(properties)}))
 
+    def add_folder(self, path: str, **properties: Any) -> Entity:
+        """Add a folder, of files that are added for themselves."""
+        return self._crate.add(self._model.Dataset(self._crate, None, path, properties=said(properties)))
+
     def add_main_workflow(self, path: str, body: bytes, language: Properties, **properties: Any) -> Entity:
         """Add the file that the crate is about, in a language of its own."""
         spoken = self._crate.add(
@@ -77,7 +81,7 @@ class Crate:
             name: what somebody called it.
             suffix: how the path shall end; empty: as the name does.
         """
-        stem, extension = os.path.splitext(re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._"))
+        stem, extension = os.path.splitext(plain(name))
         if suffix:
             stem, extension = stem + extension.removesuffix(suffix), suffix
         stem, extension = stem[-60:] or "value", extension[:20]
@@ -106,6 +110,11 @@ class Crate:
                 shutil.rmtree(partial)
             else:
                 partial.unlink(missing_ok=True)
+
+
+def plain(name: str) -> str:
+    """Return a name in plain letters, which is no way out of a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")
 
 
 def said(properties: Properties) -> Properties:

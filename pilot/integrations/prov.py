@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from pilot import values
 from pilot.graph import How, Run, Value
-from pilot.integrations.published import LIMIT, TERMS, Published, collect, error_of, literal, package
+from pilot.integrations.published import LIMIT, TERMS, Content, Published, collect, error_of, literal, package
 
 if TYPE_CHECKING:
     from pilot.client import Project
@@ -240,7 +240,21 @@ class _Writer:
             ("hash", value.hash), ("size", value.size), ("kind", content.kind), ("media-type", content.media_type),
             *((f"file-{name}", fact) for name, fact in content.file.items()),
         )  # fmt: skip
+        if content.parts:
+            attributes.append((self._prov["type"], self._prov["Collection"]))
         entity = self._document.entity(self._value_id(value), attributes)
+        self._parts(entity, content)
         if value.creator is not None:
             role = [(self._prov["role"], value.output)]
             self._document.generation(entity, self._run_id(value.creator), None, None, role)
+
+    def _parts(self, whole: Any, content: Content) -> None:
+        """Write the files that a directory or another value holds, as its members."""
+        for part in content.parts:
+            name, digest = part.file["name"], part.file["hash"]
+            member = self._id("file", digest, name)
+            if not self._document.get_record(member):
+                kinds = [(self._prov["type"], self._prov["Collection"])] if part.parts else []
+                pairs = self._some(("kind", part.kind), *((f"file-{key}", fact) for key, fact in part.file.items()))
+                self._parts(self._document.entity(member, [*kinds, (self._prov["label"], name), *pairs]), part)
+            self._document.membership(whole, member)

@@ -13,8 +13,8 @@ from mimetypes import guess_type
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pilot import environment, values
-from pilot.errors import InvalidInput, ObjectMissing, PackageMissing, TaskNotFound
+from pilot import content, environment, values
+from pilot.errors import InvalidInput, ObjectCorrupt, ObjectMissing, PackageMissing, TaskNotFound
 from pilot.graph import FIELDS as GRAPH_FIELDS
 from pilot.graph import Graph, Run, Value, graph_of
 from pilot.model import official_record, record_id
@@ -76,6 +76,8 @@ class Content(NamedTuple):
     """Returns its bytes as other programs read them, verified: without our tag; None: they are not to be had."""
     file: Document = MappingProxyType({})
     """Of a file or tree: its ``name``, and the ``hash`` and ``size`` of its bytes."""
+    parts: tuple[Content, ...] = ()
+    """The files of a tree, or the files and trees that a value of another kind names."""
 
 
 _BINARY = "application/octet-stream"
@@ -97,21 +99,28 @@ def content_of(entry: Document, objects: Objects) -> Content:
         plain = entry["value"]
         if (fields := _file_in(plain)) is not None:
             return _file(fields, objects)
-        return Content(kind_of(plain), "application/json", ".json", plain)
+        named = _named(values.reencode(plain), objects)
+        return Content(kind_of(plain), "application/json", ".json", plain, parts=named)
     data, digest = entry.get("data"), entry["hash"]
     if data is not None:
-        return _encoded(bytes(data), lambda: bytes(data))
+        return _encoded(bytes(data), lambda: bytes(data), objects)
     if not entry.get("object"):
         return _UNKNOWN
     try:
-        return _encoded(objects.get(digest, verify=False), lambda: objects.get(digest))
+        return _encoded(objects.get(digest, verify=False), lambda: objects.get(digest), objects)
     except ObjectMissing:
         return _UNKNOWN
 
 
-def _encoded(data: bytes | memoryview, read: Callable[[], bytes | memoryview]) -> Content:
+def _encoded(data: bytes | memoryview, read: Callable[[], bytes | memoryview], objects: Objects) -> Content:
     known = _ENCODINGS.get(bytes(data[:1]))
-    return _UNKNOWN if known is None else Content(*known, body=lambda: memoryview(read())[1:])
+    if known is None:
+        return _UNKNOWN
+    return Content(*known, body=lambda: memoryview(read())[1:], parts=_named(data, objects))
+
+
+def _named(data: bytes | memoryview, objects: Objects) -> tuple[Content, ...]:
+    return tuple(_file(fields, objects) for fields in values.files_in(data))
 
 
 def _file_in(plain: Any) -> Document | None:
@@ -123,14 +132,25 @@ def _file_in(plain: Any) -> Document | None:
 
 
 def _file(fields: Document, objects: Objects) -> Content:
-    """Return what a file is; the bytes of a directory, or of what lies in place, are not looked for."""
-    digest, kind = fields["hash"], "tree" if fields.get("tree") else "file"
-    media_type = guess_type(fields["name"])[0] or _BINARY
-    kept = kind == "file" and "keep" not in fields and objects.exists(digest)
+    """Return what a file or directory is; the bytes of what lies in place are not looked for."""
+    facts, digest = {name: fields[name] for name in ("name", "hash", "size")}, fields["hash"]
+    if fields.get("tree"):
+        return Content("tree", _BINARY, "", file=facts, parts=_members(fields, objects))
+    kept = "keep" not in fields and objects.exists(digest)
     return Content(
-        kind, media_type, "", body=(lambda: memoryview(objects.get(digest))) if kept else None,
-        file={name: fields[name] for name in ("name", "hash", "size")},
+        "file", guess_type(fields["name"])[0] or _BINARY, "",
+        body=(lambda: memoryview(objects.get(digest))) if kept else None, file=facts,
     )  # fmt: skip
+
+
+def _members(fields: Document, objects: Objects) -> tuple[Content, ...]:
+    """Return the files of a directory, named by their way in it; none if its manifest is gone."""
+    try:
+        rows = content.rows(objects.get(fields["hash"]))
+    except (ObjectMissing, ObjectCorrupt):
+        return ()
+    lying = {"keep": fields["keep"]} if "keep" in fields else {}
+    return tuple(_file({**row._asdict(), **lying}, objects) for row in rows if row.hash)
 
 
 def kind_of(tree: Any) -> str:

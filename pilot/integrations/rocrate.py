@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pilot import __version__, values
 from pilot.errors import InvalidInput
 from pilot.graph import How, Link, Run, Value
-from pilot.integrations.crate import Crate, Entity, Properties, each, fragment
+from pilot.integrations.crate import Crate, Entity, Properties, each, fragment, plain
 from pilot.integrations.crate_code import Environment, environment_of, tool_of
 from pilot.integrations.prov import name_and_url
 from pilot.integrations.published import LIMIT, TERMS, Content, Published, collect, error_of, kind_of, literal
@@ -198,7 +198,9 @@ class _Writer:
         }  # fmt: skip
         id = f"#value-{fragment(f'{value.creator}/{name}' if value.creator else value.hash)}"
         kind = "File"
-        if content.plain is not values.NOT_NATIVE:
+        if content.parts and self._data:
+            kind, made = self._collection(id, value, content, more)
+        elif content.plain is not values.NOT_NATIVE:
             kind = _TYPES.get(kind_of(content.plain), "Text")
             made = self._crate.add(id, "PropertyValue", value=literal(content.plain), **more)
         elif content.body is None or (not self._data and ("object" in value.entry or content.file)):
@@ -213,11 +215,41 @@ class _Writer:
             self._parameters[parameter].types.add(kind)
         return made
 
+    def _collection(self, id: str, value: Value, content: Content, more: Properties) -> tuple[str, Entity]:
+        """Add a directory as a folder, or another value as the collection of the files that it names."""
+        folder = self._crate.new_path(_folder(value), content.file.get("name") or more["name"], "")
+        parts = [self._part(part, folder) for part in content.parts]
+        if content.kind == "tree":
+            return "Dataset", self._crate.add_folder(folder, contentSize=_size(value, content), hasPart=parts, **more)
+        told = literal(content.plain) if content.plain is not values.NOT_NATIVE else content.kind
+        made = self._crate.add(id, "Collection", hasPart=parts, mainEntity=parts[0], description=str(told), **more)
+        self._crate.root.append_to("mentions", made)
+        return "Collection", made
+
+    def _part(self, part: Content, folder: str) -> Entity:
+        """Add a file or a directory that lies in a folder of the crate; of what is not to be had, what is known."""
+        *ways, name = part.file["name"].split("/")
+        facts: Properties = {
+            "name": part.file["name"], "identifier": f"blake2b-256:{part.file['hash']}",
+            "contentSize": str(part.file["size"]),
+        }  # fmt: skip
+        where = "/".join([folder, *filter(None, map(plain, ways))])
+        if part.parts:
+            inner = self._crate.new_path(where, name, "")
+            return self._crate.add_folder(inner, hasPart=[self._part(one, inner) for one in part.parts], **facts)
+        if part.body is None:
+            id = f"#file-{fragment(part.file['hash'][:16])}-{fragment(part.file['name'])}"
+            return self._crate.get(id) or self._crate.add(
+                id, "CreativeWork", description="bytes that were not to be had", encodingFormat=part.media_type, **facts
+            )
+        return self._crate.add_file(
+            self._crate.new_path(where, name, ""), part.body, encodingFormat=part.media_type, **facts
+        )
+
     def _data_file(self, value: Value, content: Content, body: Callable[[], memoryview], more: Properties) -> Entity:
-        owner = re.sub(r"[^A-Za-z0-9_-]+", "-", value.creator) if value.creator else f"given-{value.hash[:16]}"
         name = content.file.get("name") or more["name"]
         named = content.kind == "bytes" and bool(os.path.splitext(name)[1])  # a program's file, which says what it is
-        path = self._crate.new_path(f"data/{owner}", name, "" if named else content.suffix)
+        path = self._crate.new_path(_folder(value), name, "" if named else content.suffix)
         if os.path.basename(path) != name:
             more["alternateName"] = name
         media_type = (mimetypes.guess_type(name)[0] if named else None) or content.media_type
@@ -364,6 +396,12 @@ class _Writer:
 def _size(value: Value, content: Content) -> str:
     """Return the bytes of a value's body."""
     return str(content.file.get("size", value.size - 1))  # an encoding has our tag before it
+
+
+def _folder(value: Value) -> str:
+    """Return where in the crate the files of a value are."""
+    owner = re.sub(r"[^A-Za-z0-9_-]+", "-", value.creator) if value.creator else f"given-{value.hash[:16]}"
+    return f"data/{owner}"
 
 
 def _run_id(record: str) -> str:
