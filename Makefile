@@ -14,7 +14,9 @@ help: ## this list
 
 BESIDE := tests/test_slurm.py tests/test_pbs.py tests/test_scaler.py tests/test_cli_site.py tests/model \
 	tests/test_store_local.py tests/test_store_local_faults.py tests/test_cli_errors.py \
-	tests/test_queue_wide.py tests/test_scale_model.py
+	tests/test_queue_wide.py tests/test_scale_model.py tests/test_full_disks.py tests/test_reproduce.py \
+	tests/test_publish.py tests/test_archive.py tests/test_archive_altered.py tests/test_archive_verified.py \
+	tests/test_example_eos_pilot.py tests/test_example_qe.py
 
 demo: .venv/.demo ## equations of state of eight materials on a local pilot, and where one number came from
 	@say() { printf '\n$$ %s\n' "$$*"; "$$@"; }

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pilot import records, signing
+from pilot import mentions, records, signing
 from pilot.cachekey import CODE_FIELDS, LIKE_FIELDS, Keys, difference, keys_of
 from pilot.content import Content
 from pilot.errors import PilotError, StoreError
@@ -208,7 +208,7 @@ class _Candidates:
             return f"it was invalidated{f': {said}' if said else ''}"
         outputs = doc["outputs"]
         try:
-            for named in records.contents_named({"outputs": outputs}, self._objects.get):
+            for named in mentions.of_record({"outputs": outputs}, self._objects.get):
                 if named.place:
                     what = Content(named.hash, 0, tree=named.kind == "tree")
                     self._objects.files.locate(what, named.hash[:10], in_place=True)

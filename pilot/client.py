@@ -31,7 +31,7 @@ from pilot.results import Watcher
 from pilot.search import Search
 from pilot.source import own_text
 from pilot.states import GOOD, State
-from pilot.store import caching, dependants, graphs, provenance, remarks, tasks
+from pilot.store import caching, dependants, foreign, graphs, provenance, remarks, tasks
 from pilot.store.access import checked, store_of
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
@@ -377,7 +377,7 @@ class Project:
         """
         ids = self._ids_of(*tasks_)
         for task, doc in tasks.get(self.store, ids, ["state", "from"]).items():
-            tasks.refuse_imported(doc)
+            foreign.refuse(doc)
             if doc["state"] not in (State.FAILED, State.CANCELLED):
                 raise InvalidInput(f"cannot retry task {task!r}: it is {doc['state']}, not failed or cancelled")
         dependants.retry(self.store, ids)

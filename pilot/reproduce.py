@@ -26,7 +26,7 @@ from pilot.resources import Resources, TaskSpec
 from pilot.scratch import SITE, Scratch
 from pilot.site_files import load_site
 from pilot.states import ENDED, GOOD, Kind, State
-from pilot.store import dependants, lineage, pilots, provenance, tasks
+from pilot.store import dependants, foreign, lineage, pilots, provenance, tasks
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
 
@@ -290,7 +290,7 @@ class _Again:
             body = {key: value for key, value in doc.items() if key not in (*records.SEAL, "from")}
             seal = partial(records.seal, signer=self._scratch.signer)
             provenance.insert(store, [provenance.encode(body, seal, records.minimal)[0]])
-            tasks.adopt(store, doc["task"], doc.get("name") or "", doc["attempt"], now)
+            foreign.adopt(store, doc["task"], doc.get("name") or "", doc["attempt"], now)
         widest = max((spec.resources.size * spec.resources.cores for spec in self._past.specs.values()), default=1)
         count = slots or max(widest, usual_slots(load_site(SITE), 1))
         with self._scratch.pilot(count, self._code_folder) as pilot:

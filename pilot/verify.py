@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pilot import audit, records, signing
+from pilot import audit, mentions, records, signing
 from pilot.audit import Problem
 from pilot.errors import InvalidInput, NotTrusted, ObjectCorrupt, PilotError
 from pilot.functions import code_from
@@ -59,14 +59,14 @@ class _Contents:
         self._deep = deep
         self._told: dict[tuple[str, bool], str] = {}
 
-    def problem(self, named: records.Named) -> str:
+    def problem(self, named: mentions.Named) -> str:
         """Say what is wrong with a content, or return "": it is not there, or, `deep`, its bytes have another hash."""
         key = named.hash, named.place
         if key not in self._told:
             self._told[key] = self._look(named)
         return self._told[key]
 
-    def _look(self, named: records.Named) -> str:
+    def _look(self, named: mentions.Named) -> str:
         hash = named.hash
         if not named.place and not self._objects.exists(hash):
             if not self._objects.dropped(hash):
@@ -82,7 +82,7 @@ class _Contents:
         Raises:
             ObjectMissing, ObjectDropped, ObjectCorrupt: it is not there, or not as it should be.
         """
-        if why := self.problem(records.Named(hash, "value")):
+        if why := self.problem(mentions.Named(hash, "value")):
             raise ObjectCorrupt(why)
         return self._objects.size(hash)
 
@@ -140,7 +140,7 @@ class Audit:
         doc, wrong = self._sealed(raw)
         yield from wrong
         try:
-            for named in records.contents_named(doc, self._contents.get):
+            for named in mentions.of_record(doc, self._contents.get):
                 self.report.values += 1
                 if why := self._contents.problem(named):
                     yield Problem(str(doc["_id"]), why)
@@ -224,7 +224,7 @@ def lineage_of(
 def _files(doc: records.Document, checked: _Contents, report: Report) -> Iterator[Problem]:
     """Check the files and directories that a record's values name."""
     try:
-        for named in records.contents_named(doc, checked.get):
+        for named in mentions.of_record(doc, checked.get):
             if named.kind in ("file", "tree"):
                 report.values += 1
                 if why := checked.problem(named):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from pilot import content
 from pilot.content import Content
 from pilot.errors import InvalidInput, PilotError
-from pilot.records import Named
+from pilot.mentions import Named
 from pilot.store.objects import Objects, damaged
 
 COLLECT_S = 7 * 86400.0

@@ -13,7 +13,7 @@ from typing import Any
 
 import bson
 
-from pilot import manifest, records
+from pilot import manifest, mentions, records
 from pilot.admission import LIVE_FIELDS
 from pilot.errors import InvalidInput
 from pilot.manifest import Manifest
@@ -177,7 +177,7 @@ class _Export:
                 # By the number of the attempt that ended it: a retry that ends meanwhile is not half in the archive.
                 attempts += [record_id(doc["_id"], number) for number in range(1, doc["attempt"] + 1)]
                 self._name("functions", doc.get("function"))
-                self._want(records.contents_of_task(doc, self._objects.get))
+                self._want(mentions.of_task(doc, self._objects.get))
                 above |= dict.fromkeys(doc.get("pending", ()))  # of one that failed upstream: why
                 out["tasks"].add(bson.encode({key: value for key, value in doc.items() if key not in LIVE_FIELDS}))
                 self._advance(1)
@@ -192,7 +192,7 @@ class _Export:
         """Note what a record names; yield the tasks whose outputs it used."""
         self._name("functions", record.get("function"))
         self._name("environments", record.get("environment"))
-        self._want(records.contents_named(record, self._objects.get))
+        self._want(mentions.of_record(record, self._objects.get))
         for used in used_records(record, self._objects.get):
             yield used.rpartition(":")[0]
 
@@ -200,7 +200,7 @@ class _Export:
         if hash:
             self._code[kind][hash] = None
 
-    def _want(self, named: Iterable[records.Named]) -> None:
+    def _want(self, named: Iterable[mentions.Named]) -> None:
         """Note contents for later; of files that lie in place there is nothing but the hash."""
         for one in named:
             if one.place:
@@ -221,7 +221,7 @@ class _Export:
                 with translating(f"read {kind}", self._store.where):
                     for raw in foreign.raw(collection, {"_id": {"$in": list(part)}}):
                         out.add(raw)
-                        self._want(records.contents_of_function(provenance.decode(raw)))
+                        self._want(mentions.of_function(provenance.decode(raw)))
             out.flush()
 
     def objects(self) -> list[str]:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 import bson
 
+from pilot.errors import InvalidInput
+from pilot.states import Kind, State
+from pilot.store.mongo import Store, translating
 from pilot.store.tasks import Document
 
 _SIZE = struct.Struct("<i")
@@ -44,3 +48,27 @@ def split(batch: bytes) -> Iterator[bytes]:
         (size,) = _SIZE.unpack_from(batch, start)
         yield batch[start : start + size]
         start += size
+
+
+@translating("store a task that is done")
+def adopt(store: Store, task: str, name: str, attempt: int, now: datetime) -> None:
+    """Store a task that was done in another project, so that others can use its record, which was put in before."""
+    store.tasks.insert_one(
+        {
+            "_id": task, "kind": Kind.FUNCTION.value, "name": name, "state": State.DONE.value, "attempt": attempt,
+            "official": attempt, "rev": 0, "submitted": now, "ended": now,
+        }
+    )  # fmt: skip
+
+
+def refuse(doc: Document) -> None:
+    """Refuse to run a task of another project.
+
+    Raises:
+        InvalidInput: it was imported.
+    """
+    if "from" in doc:
+        raise InvalidInput(
+            f"cannot retry task {doc['_id']!r}: it was imported from the project {doc['from']['project']!r}, of which "
+            "nothing is run here; submit a task of your own"
+        )

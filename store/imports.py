@@ -20,7 +20,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError
 
-from pilot import admission, audit, records, signing
+from pilot import admission, audit, mentions, records, signing
 from pilot.errors import (
     ArchiveConflict,
     ArchiveError,
@@ -183,7 +183,7 @@ class _Import:
     def _check_functions(self, pairs: Sequence[Pair]) -> int:
         for _, doc in pairs:
             admission.check_function(doc)
-            for named in records.contents_of_function(doc):
+            for named in mentions.of_function(doc):
                 self._object_is_there(named.hash, f"function {doc['_id']!r}")
             if (by := self._signer_of(doc)) is not None:
                 by.verify("function", SCHEMA, signing.function_fields(code_from(doc)), doc["signature"])
@@ -199,7 +199,7 @@ class _Import:
             self._official[name] = -doc["official"] if doc["state"] == State.DONE else 0
             if origin != self._project:
                 self._elsewhere[name] = origin
-            for named in records.contents_of_task(doc, self._get):
+            for named in mentions.of_task(doc, self._get):
                 if not named.place:
                     self._object_is_there(named.hash, f"task {name!r}")
             if (by := self._signer_of(doc)) is not None:
@@ -246,7 +246,7 @@ class _Import:
             self._check_task_of(doc)
             if name in stored and foreign.bare(raw, doc) != foreign.bare(*stored[name]):
                 raise ArchiveConflict(f"record {name!r} is here already with other content")
-            for hash in records.objects_named(doc, self._get):
+            for hash in mentions.objects(doc, self._get):
                 self._object_is_there(hash, f"record {name!r}")
             if wrong := audit.check_digest(doc, provenance.digest_of(raw, doc)):
                 raise ArchiveError(f"record {name!r}: {wrong}")

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from pilot.errors import PilotError
+from pilot import mentions
+from pilot.errors import PilotError, SignatureError
+from pilot.mentions import Named
 from pilot.model import official_record
-from pilot.records import Get, Named, contents_named, contents_of_function, contents_of_task, unpack
+from pilot.records import Get, unpack
 from pilot.states import ENDED
 from pilot.store import provenance, spool, tasks
 from pilot.store.mongo import Store, translating
@@ -36,6 +38,8 @@ def _uses(by: str, named: Iterator[Named]) -> Iterator[Use]:
             yield Use(by, one)
     except PilotError as exc:
         yield Use(by, None, exc)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        yield Use(by, None, SignatureError(f"its document is spoilt: {exc!r}"))
 
 
 def of_records(store: Store, get: Get, ids: Iterable[str] | None = None) -> Iterator[Use]:
@@ -43,14 +47,14 @@ def of_records(store: Store, get: Get, ids: Iterable[str] | None = None) -> Iter
     query: Document = {} if ids is None else {"_id": {"$in": list(ids)}}
     with translating("read what records name", store.where):
         for doc in store.provenance.find(query, _CONTENTS, batch_size=1000):
-            yield from _uses(f"record {doc['_id']}", contents_named(doc, get))
+            yield from _uses(f"record {doc['_id']}", mentions.of_record(doc, get))
 
 
 def of_tasks(store: Store, get: Get) -> Iterator[Use]:
     """Yield what tasks name; also of those that have ended, which may be retried."""
     with translating("read what tasks name", store.where):
         for doc in store.tasks.find({"inputs": {"$exists": True}}, ["inputs"], batch_size=1000):
-            yield from _uses(f"task {doc['_id']}", contents_of_task(doc, get))
+            yield from _uses(f"task {doc['_id']}", mentions.of_task(doc, get))
 
 
 def of_functions(store: Store) -> Iterator[Use]:
@@ -59,13 +63,13 @@ def of_functions(store: Store) -> Iterator[Use]:
     query = {"$or": [large, {"module_text": True}]}
     with translating("read what functions name", store.where):
         for doc in store.functions.find(query, ["pickle", "module_text", "module_hash", "qualname"]):
-            yield from _uses(f"function {doc.get('qualname', doc['_id'])}", contents_of_function(doc))
+            yield from _uses(f"function {doc.get('qualname', doc['_id'])}", mentions.of_function(doc))
 
 
 def of_spool(folder: Path, get: Get) -> Iterator[Use]:
     """Yield what results name that wait for the store."""
     for record in spool.records(folder):
-        yield from _uses(f"spooled record {record['_id']}", contents_named(record, get))
+        yield from _uses(f"spooled record {record['_id']}", mentions.of_record(record, get))
 
 
 def everything(store: Store, get: Get, spool_folder: Path) -> Iterator[Use]:
@@ -86,11 +90,11 @@ def needed(store: Store, get: Get) -> set[str]:
     with translating("read what tasks need", store.where):
         unended = {"state": {"$nin": [state.value for state in ENDED]}, "inputs": {"$exists": True}}
         for doc in store.tasks.find(unended, ["inputs"]):
-            found.update(named.hash for named in contents_of_task(doc, get))
+            found.update(named.hash for named in mentions.of_task(doc, get))
             parents.update(link[1] for entry in unpack(doc["inputs"], get) for link in entry.get("links", ()))
     for part in batches(parents):
         docs = tasks.get(store, part, ["official"])
         officials = [name for doc in docs.values() if (name := official_record(doc))]
         for record in provenance.get(store, officials, _CONTENTS).values():
-            found.update(named.hash for named in contents_named({"outputs": record["outputs"]}, get))
+            found.update(named.hash for named in mentions.of_record({"outputs": record["outputs"]}, get))
     return found

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 from pymongo.errors import BulkWriteError, PyMongoError
 
 from pilot import lifecycle
-from pilot.errors import InvalidInput, TaskNotFound
+from pilot.errors import TaskNotFound
 from pilot.model import bucket_of, record_id
 from pilot.resources import TaskSpec
 from pilot.states import GOOD, Kind, Outcome, State
@@ -450,30 +450,6 @@ def resolve(store: Store, text: str) -> Document:
         names = ", ".join(doc["_id"] for doc in several[:3])
         raise TaskNotFound(f"{text!r} fits several tasks ({names}, …): give more of the id")
     raise TaskNotFound(f"no task {text!r} in this project; `pilot tasks` lists them")
-
-
-@translating("store a task that is done")
-def adopt(store: Store, task: str, name: str, attempt: int, now: datetime) -> None:
-    """Store a task that was done in another project, so that others can use its record, which was put in before."""
-    store.tasks.insert_one(
-        {
-            "_id": task, "kind": Kind.FUNCTION.value, "name": name, "state": State.DONE.value, "attempt": attempt,
-            "official": attempt, "rev": 0, "submitted": now, "ended": now,
-        }
-    )  # fmt: skip
-
-
-def refuse_imported(doc: Document) -> None:
-    """Refuse to run a task of another project.
-
-    Raises:
-        InvalidInput: it was imported.
-    """
-    if "from" in doc:
-        raise InvalidInput(
-            f"cannot retry task {doc['_id']!r}: it was imported from the project {doc['from']['project']!r}, of which "
-            "nothing is run here; submit a task of your own"
-        )
 
 
 @translating("list tasks")

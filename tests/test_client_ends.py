@@ -72,7 +72,7 @@ def test_bad_arguments(rig: Rig, project: pilot.Project) -> None:
         ({"retries": "many"}, "retries 'many'"),
         ({"priority": 1000}, "priority 1000"),
         ({"tags": "eos"}, 'write tags=["eos"]'),
-        ({"corse": 2}, "unknown task option 'corse'; there are: contiguous, cores"),
+        ({"corse": 2}, "unknown task option 'corse'; there are: cache, contiguous, cores"),
     ],
     ids=str,
 )

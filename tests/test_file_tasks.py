@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import pilot
-from pilot import records
+from pilot import mentions, records
 from pilot.cli.app import run
 from pilot.errors import EncodingError, ObjectDropped
 from pilot.store import care, named, provenance
@@ -47,7 +47,7 @@ def test_files_as_arguments_and_results(project: pilot.Project, tmp_path: Path) 
     record = made.record()
     assert record is not None
     hashes = {result["loud"].hash, result["again"][1].hash}
-    assert set(records.objects_named(record, Objects(project.config.objects_folder).get)) == hashes
+    assert set(mentions.objects(record, Objects(project.config.objects_folder).get)) == hashes
     assert record["outputs"][0]["value"]["loud"]["~"][1]["hash"] == result["loud"].hash
 
 
@@ -319,6 +319,6 @@ def test_results_in_the_spool_are_not_collected(lobby: Rig, tmp_path: Path) -> N
     output = {"name": "result", "hash": hash, "size": 20_003, "object": True}
     record = {"_id": "t:1", "token": "token", "inputs": [], "outputs": [output]}
     spool.write([provenance.encode(record, queue_rig.unsealed, records.minimal)[0]])
-    assert [use.named for use in named.of_spool(tmp_path / "spool", objects.get)] == [records.Named(hash, "value")]
+    assert [use.named for use in named.of_spool(tmp_path / "spool", objects.get)] == [mentions.Named(hash, "value")]
     (tmp_path / "spool" / "token" / "1.bson").write_bytes(b"not BSON")
     assert len(list(named.of_spool(tmp_path / "spool", objects.get))) == 1

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pilot import File, content, records, values
+from pilot import File, content, mentions, values
 from pilot.context import here
 from pilot.errors import (
     EncodingError,
@@ -256,7 +256,7 @@ def test_damaged_files_are_never_served(objects: Objects, folder: Path, tmp_path
         got["tree"].copy_to(tmp_path / "copies")
     with pytest.raises(ObjectCorrupt, match=r"'Al.upf' of the tree 'pseudo'"):
         _ = got["tree"].path
-    damage = care.verify(objects, records.Named(got["file"].hash, "file"))
+    damage = care.verify(objects, mentions.Named(got["file"].hash, "file"))
     assert damage is not None
     assert "the file is damaged" in damage.why
     path.unlink()
@@ -274,7 +274,7 @@ def test_a_file_in_place_is_hashed_and_found_there(objects: Objects, tmp_path: P
     assert (got.path, got.read_text(), got.keep) == (str(path), "huge", "in place")
     assert kept(objects) == set()
     assert care.figures(objects).places == 1
-    place = records.Named(got.hash, "file", place=True)
+    place = mentions.Named(got.hash, "file", place=True)
     assert care.verify(objects, place) is None
     path.write_text("edit")
     with pytest.raises(ObjectCorrupt, match=rf"'huge.dat' was left in place .* '{path}' has been changed"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pilot import records
+from pilot import mentions, records
 from pilot.graph import How, graph_of
 from pilot.store import lineage
 from pilot.store.mongo import Store
@@ -63,7 +63,7 @@ def test_inputs_too_many_for_a_document_are_links_as_well(store: Store, objects:
     parents = [record(f"p{number}") for number in range(3000)]
     join = record("join", *(one["_id"] for one in parents))
     join["inputs"] = records.pack(join["inputs"], objects.put, 1 << 30)
-    assert list(records.objects_named(join, objects.get)) == [join["inputs"]["object"]]
+    assert list(mentions.objects(join, objects.get)) == [join["inputs"]["object"]]
     store.provenance.insert_many([*parents, join, record("after", "join:1")])
     assert len(lineage.ancestors(store, objects.get, ["after:1"]).distance) == 3002
     assert set(lineage.descendants(store, objects.get, ["p17:1"]).distance) == {"p17:1", "join:1", "after:1"}

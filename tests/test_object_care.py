@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pilot import File, content, records
+from pilot import File, content, mentions, records
 from pilot.errors import (
     InvalidInput,
     ObjectDropped,
@@ -49,7 +49,7 @@ def test_records_name_files(objects: Objects, folder: Path) -> None:
     tree_hashes = {row.hash for row in content.rows(content.manifest(str(folder))[1]) if row.hash}
 
     def names(value: Any) -> set[str]:
-        return set(records.objects_named({"inputs": [], "outputs": [entry(objects, value)]}, objects.get))
+        return set(mentions.objects({"inputs": [], "outputs": [entry(objects, value)]}, objects.get))
 
     assert names(in_place) == set()
     assert names([kept_file, 1]) == {kept_file.hash}
@@ -61,9 +61,9 @@ def test_records_name_files(objects: Objects, folder: Path) -> None:
     assert entry(objects, large)["files"] is True
     assert "files" not in entry(objects, "x" * INLINE_VALUE_BYTES)
     record = {"inputs": [], "outputs": [entry(objects, [in_place, tree_in_place])]}
-    places = {named for named in records.contents_named(record, objects.get) if named.place}
+    places = {named for named in mentions.of_record(record, objects.get) if named.place}
     assert places == {
-        records.Named(in_place.hash, "file", True), records.Named(tree_in_place.hash, "tree", True),
+        mentions.Named(in_place.hash, "file", True), mentions.Named(tree_in_place.hash, "tree", True),
     }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def test_dropped_bytes_are_told_from_lost_ones(objects: Objects, folder: Path) -
         objects.get(big.hash)
     with pytest.raises(ObjectDropped, match=r"'Al.upf' of the tree"):
         _ = got["tree"].path
-    assert care.verify(objects, records.Named(big.hash, "value")) is None
+    assert care.verify(objects, mentions.Named(big.hash, "value")) is None
     assert care.figures(objects).dropped == 2
     encode(File(folder / "Al.upf"))
     assert got["file"].read_text() == "aluminium"

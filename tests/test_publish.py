@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import rocrate
 from prov.model import (
     ProvActivity,
     ProvAssociation,
@@ -37,62 +35,12 @@ from pilot.integrations import prov, published
 from pilot.integrations import rocrate as crates
 from pilot.store.mongo import Store
 from pilot.store.objects import Objects
-from tests import conftest, pilot_tasks
+from tests import pilot_tasks
+from tests.publish_rig import Graph, attributes, judged, read_back, relations
 from tests.rig import Rig
 
 UP = os.pardir
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-CONTEXT = Path(rocrate.__file__).parent / "data" / "ro-crate.jsonld"
-
-# -- what reads the documents -----------------------------------------------------------------------
-
-
-def read_back(document: Any) -> Any:
-    """Check that a document is read back as it was from PROV-JSON and from PROV-N; return it."""
-    for form, text in (("json", document.serialize(format="json")), ("provn", document.get_provn())):
-        assert ProvDocument.deserialize(content=text, format=form) == document, form
-    return document
-
-
-def attributes(record: Any) -> dict[str, Any]:
-    """Return the attributes of a record of PROV by their name, the last of those that it has several times."""
-    return {str(name): value for name, value in record.attributes}
-
-
-def relations(document: Any, kind: type) -> set[tuple[str, ...]]:
-    """Return what a kind of relation links, with its role."""
-    return {
-        (
-            *(str(value) for name, value in one.formal_attributes if value is not None),
-            attributes(one).get("prov:role", ""),
-        )
-        for one in document.get_records(kind)
-    }
-
-
-NOT_FOLLOWED = (
-    "SHOULD be an absolute URI",  # nobody gives functions and programs of a user's own one
-    "The Application SHOULD have a url",
-    "The SoftwareApplication SHOULD have a version or softwareVersion",  # of a program that never started
-    "The Main Workflow SHOULD comply with Bioschemas",  # no person is its creator, as far as we know
-    "The `publisher` property",
-    "organizational",  # affiliation of the author
-    "representing the schema_org:license",  # a license in words
-    "The Action SHOULD have an agent",  # nobody said who
-    "FormalParameter SHOULD be referenced",  # values whose bytes are not in the crate
-    "A FormalParameter that maps to",  # now a file, now a number
-)
-"""What the profiles recommend and records cannot give."""
-
-
-def judged(*folders: Path) -> list[str]:
-    """Return what the validator says of crates, without what is not followed on purpose."""
-    conftest.need("roc-validator")
-    program = Path(__file__).parent / "crate_validator.py"
-    argv = [conftest.roc_validator(), program, CONTEXT, "provenance-run-crate", *folders]
-    ran = subprocess.run(list(map(str, argv)), capture_output=True, text=True, check=False, timeout=100)
-    assert ran.stderr == ""
-    return [line for line in ran.stdout.splitlines() if not any(words in line for words in NOT_FOLLOWED)]
 
 
 @pytest.fixture(scope="module")
@@ -106,19 +54,6 @@ def judge() -> Iterator[Callable[[Path], None]]:
     found = judged(*folders, broken)
     assert [line for line in found if str(broken) not in line] == []
     assert any(line.startswith("REQUIRED") for line in found)
-
-
-class Graph(dict[str, dict[str, Any]]):
-    """The entities of a crate, by id."""
-
-    def __init__(self, folder: Path) -> None:
-        document = json.loads((folder / "ro-crate-metadata.json").read_text())
-        super().__init__({entity["@id"]: entity for entity in document["@graph"]})
-
-    def refs(self, id: str, name: str) -> list[str]:
-        """Return the ids to which a property leads."""
-        found = self[id].get(name, [])
-        return [one["@id"] for one in (found if isinstance(found, list) else [found])]
 
 
 # -- a real run -------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pilot.cli.completion import tasks as complete_tasks
 from pilot.errors import InvalidInput
 from pilot.progress import bar
 from pilot.states import ENDED, State
-from pilot.store import caching, dependants
+from pilot.store import caching, dependants, foreign
 from pilot.store import tasks as store_tasks
 from pilot.store.mongo import Store
 
@@ -178,7 +178,7 @@ def retry(ctx: click.Context, names: tuple[str, ...], state: str | None, tag: st
         if names:
             docs = [store_tasks.resolve(store, name) for name in names]
             for doc in docs:
-                store_tasks.refuse_imported(doc)
+                foreign.refuse(doc)
                 if doc["state"] not in (State.FAILED, State.CANCELLED):
                     raise InvalidInput(f"cannot retry task {doc['_id']}: it is {doc['state']}, not failed or cancelled")
             ids = [doc["_id"] for doc in docs]

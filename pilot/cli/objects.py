@@ -12,13 +12,14 @@ from dataclasses import asdict
 
 import click
 
+from pilot import mentions
 from pilot.cli import text
 from pilot.cli.common import Command, Opened, console, duration, emit, escaped, json_option, now, opened, size
 from pilot.config import find_project
 from pilot.errors import InvalidInput, PilotError
+from pilot.mentions import Named
 from pilot.model import official_record
 from pilot.progress import bar
-from pilot.records import Named, contents_named
 from pilot.store import care, named, provenance, tasks
 from pilot.store.named import Use
 from pilot.store.objects import Objects
@@ -298,6 +299,6 @@ def _droppable(project: Opened, repository: Objects, names: Sequence[str]) -> li
             f"the object {hash} holds a function, the manifest of a directory, or part of a record: it has to stay"
         )
     for doc in provenance.get(project.store, records, ["outputs"]).values():
-        outputs = contents_named(doc, repository.get)
+        outputs = mentions.of_record(doc, repository.get)
         hashes += [one.hash for one in outputs if one.hash not in whole and not one.place]
     return list(dict.fromkeys(hashes))
