@@ -59,6 +59,8 @@ def check_task(doc: Document, get: Get) -> None:
     pending = doc.get("pending", [])
     if not isinstance(pending, list) or not all(type(item) is str for item in pending):
         raise ArchiveError(f"task {name!r:.100} waits for something that is no task")
+    if not _are_remarks(doc):
+        raise ArchiveError(f"task {name!r:.100} has tags, groups or notes in a form that is not known")
     if not all(_is_input(entry) for entry in _listed("task", doc, "inputs", get)):
         raise ArchiveError(f"task {name!r:.100}: one of its inputs has a form that is not known")
     _origin("task", doc)
@@ -151,6 +153,22 @@ def _listed(kind: str, doc: Document, field: str, get: Get) -> list[Any]:
         return unpack(stored, get)
     except (PilotError, TypeError) as exc:
         raise ArchiveError(f"{kind} {doc['_id']!r:.100}: its {field} cannot be read: {exc}") from exc
+
+
+def _are_remarks(doc: Document) -> bool:
+    """Whether what people say of a task has the form in which pilot writes it."""
+    words = [*_items(doc, "tags"), *_items(doc, "groups")]
+    notes = _items(doc, "notes")
+    kinds = {"time": datetime, "user": str, "text": str}
+    return all(type(word) is str for word in words) and all(
+        isinstance(note, dict) and all(isinstance(note.get(name), kind) for name, kind in kinds.items())
+        for note in notes
+    )
+
+
+def _items(doc: Document, field: str) -> list[Any]:
+    found = doc.get(field, [])
+    return found if isinstance(found, list) else [None]
 
 
 def _is_hash(value: Any) -> bool:

@@ -27,7 +27,7 @@ class Report:
 
     records: int = 0
     values: int = 0
-    """Inputs, outputs and files whose bytes were compared with their hashes, or which were looked for; links."""
+    """Inputs, outputs, links and files that were looked at; of an audit: objects and files in place, each once."""
     dropped: int = 0
     """Those whose bytes somebody gave up, keeping the hashes."""
     imported: int = 0
@@ -58,6 +58,11 @@ class _Contents:
         self._objects = objects
         self._deep = deep
         self._told: dict[tuple[str, bool], str] = {}
+
+    @property
+    def seen(self) -> int:
+        """How many have been looked for."""
+        return len(self._told)
 
     def problem(self, named: mentions.Named) -> str:
         """Say what is wrong with a content, or return "": it is not there, or, `deep`, its bytes have another hash."""
@@ -117,7 +122,7 @@ class Audit:
         yield from self._chains.close(tips)
         yield from _functions(provenance.all_functions(self._store), self._signer, self._contents, self.report)
         yield from _environments(provenance.all_environments(self._store), self.report)
-        self.report.dropped = len(self._contents.dropped)
+        self.report.values, self.report.dropped = self._contents.seen, len(self._contents.dropped)
 
     def _tips(self) -> dict[str, tuple[int, str]]:
         told = provenance.tips(self._store)
@@ -141,7 +146,6 @@ class Audit:
         yield from wrong
         try:
             for named in mentions.of_record(doc, self._contents.get):
-                self.report.values += 1
                 if why := self._contents.problem(named):
                     yield Problem(str(doc["_id"]), why)
         except (PilotError, KeyError, TypeError, ValueError) as exc:

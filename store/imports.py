@@ -34,7 +34,7 @@ from pilot.functions import code_from
 from pilot.manifest import FORMAT, KINDS, object_entry
 from pilot.model import SCHEMA, record_id
 from pilot.states import GOOD, State
-from pilot.store import care, foreign, provenance, tasks
+from pilot.store import care, foreign, provenance, schema, tasks
 from pilot.store.archive import Reader
 from pilot.store.exports import used_records
 from pilot.store.mongo import Store, duplicates, translating
@@ -143,6 +143,8 @@ class _Import:
         self._elsewhere: dict[str, str] = {}
         """Task → project that it comes from, of those from another one than the archive."""
         self._signers: dict[str, signing.Signer | None] = {}
+        self._remarked: set[str] = set()
+        """Which of the `schema.REMARK_INDEXES` have to find something of it."""
         self._settled: set[str] = set()
         """Entries of which everything is here already."""
         self._checks = {
@@ -192,6 +194,7 @@ class _Import:
     def _check_tasks(self, pairs: Sequence[Pair]) -> int:
         pending: set[str] = set()
         for _, doc in pairs:
+            self._remarked |= schema.REMARK_INDEXES.keys() & doc.keys()
             admission.check_task(doc, self._get)
             name, origin = doc["_id"], admission.origin_of(doc, self._project)
             if name in self._official:
@@ -349,6 +352,8 @@ class _Import:
 
     def store_documents(self) -> None:
         """Insert what is not here; records before the tasks that name them."""
+        for name in sorted(self._remarked):
+            schema.ensure_remarks(self._store, name)
         for kind in KINDS:
             collection = self._store.provenance if kind == "records" else self._store.database[kind]
             for entry, documents in self._reader.documents(kind):

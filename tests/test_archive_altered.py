@@ -190,6 +190,8 @@ def test_a_bomb(made: Made, bring: Import, monkeypatch: pytest.MonkeyPatch, tmp_
         ("tasks", {"name": 7}, "has no proper 'name'"),
         ("tasks", {"pending": [7]}, "waits for something"),
         ("tasks", {"inputs": [7]}, "form that is not known"),
+        ("tasks", {"groups": "paper"}, "tags, groups or notes"),
+        ("tasks", {"notes": [{"text": "x"}]}, "tags, groups or notes"),
         ("tasks", {"from": {"project": f"{UP}x"}}, "which project it comes from"),
         ("records", {"_id": "x:1"}, "is not that of attempt"),
         ("records", {"outcome": "splendid"}, "the outcome 'splendid'"),

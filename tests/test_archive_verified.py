@@ -93,6 +93,17 @@ def test_an_expression_says_what_is_exported(made: Made, shared_rig: Rig, say: A
     assert say(shared_rig, "export", "tags == made", made.ids["shell"], "-o", tmp_path / "other.zip")[0] == 2
 
 
+def test_groups_and_tags_come_along(made: Made, shared_rig: Rig, lobby: Rig, say: Any, tmp_path: Path) -> None:
+    apart = made.ids["apart"]
+    with shared_rig.open() as project:
+        project.group("for others").add(apart)
+        project.tag(apart, add=["late"])
+    assert say(shared_rig, "export", apart, "-o", tmp_path / "x.zip")[0] == 0
+    assert say(lobby, "import", tmp_path / "x.zip")[0] == 0
+    for expression in ('group == "for others"', "tags == late"):
+        assert say(lobby, "find", expression, "--count") == (0, "1\n")
+
+
 def test_files_come_along(shared_rig: Rig, lobby: Rig, say: Any, tmp_path: Path) -> None:
     tree, placed = make_tree(tmp_path / "tree"), tmp_path / "placed"
     placed.write_text("here")
