@@ -323,11 +323,11 @@ class Project:
 
         Raises:
             TaskNotFound: there is none.
-            InvalidInput: no attempt of it has ended.
+            RecordNotFound: no attempt of it has ended.
         """
         from pilot import verify
 
-        ids = verify.records_of(self.store, task.id if isinstance(task, Future) else task)
+        ids = provenance.meant(self.store, task.id if isinstance(task, Future) else task)
         return verify.lineage_of(self.store, self._objects, self._signer, ids, depth)
 
     def reproduce(

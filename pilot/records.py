@@ -199,6 +199,8 @@ def _inputs(inputs: Sequence[Input], sources: Sources) -> list[Document]:
 
 def _labelled(entries: list[Document], what: str) -> list[Document]:
     """Return them if each has a name of its own."""
+    if len(entries) < 2:
+        return entries
     names = [entry["name"] for entry in entries]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

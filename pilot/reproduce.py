@@ -168,7 +168,7 @@ class _Past:
 
 def _read(store: Store, objects: Objects, signer: signing.Signer, text: str, depth: int | None) -> _Past:
     """Read a result's lineage, and make sure that nobody has changed it."""
-    (start, *others) = verify.records_of(store, text)
+    (start, *others) = provenance.meant(store, text)
     walk = lineage.ancestors(store, objects.get, [start], depth)
     if walk.cut == "limit":
         raise InvalidInput(f"cannot run {lineage.LIMIT:,} and more tasks again for {start!r}: say with --depth how far")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pilot import audit, mentions, records, signing
 from pilot.audit import Problem
-from pilot.errors import InvalidInput, NotTrusted, ObjectCorrupt, PilotError
+from pilot.errors import NotTrusted, ObjectCorrupt, PilotError
 from pilot.functions import code_from
 from pilot.model import official_record
 from pilot.store import care, foreign, lineage, provenance, tasks
@@ -150,25 +150,6 @@ class Audit:
                     yield Problem(str(doc["_id"]), why)
         except (PilotError, KeyError, TypeError, ValueError) as exc:
             yield Problem(str(doc["_id"]), f"its lists of values cannot be read: {exc}")
-
-
-def records_of(store: Store, text: str) -> list[str]:
-    """Return the ids of the records that a person means: a record's own id, or a task's, which may be shortened.
-
-    Of a task its official record, or all if it has none.
-
-    Raises:
-        TaskNotFound: there is no such task, or several.
-        InvalidInput: the task has no record yet.
-    """
-    if ":" in text and provenance.get(store, [text], ["_id"]):
-        return [text]
-    task = tasks.resolve(store, text)
-    official = official_record(task)
-    ids = [official] if official else [record["_id"] for record in provenance.attempts(store, task["_id"])]
-    if not ids:
-        raise InvalidInput(f"task {task['_id']!r} has no record: it is {task['state']}, and no attempt of it has ended")
-    return ids
 
 
 def lineage_of(

@@ -19,7 +19,6 @@ LIMIT = 10_000
 """Records of a graph, unless it is told otherwise: whoever asks holds them in memory."""
 
 _HASH = re.compile(r"[0-9a-f]{64}")
-_RECORD = re.compile(r"(.+):([0-9]+)")
 
 
 class Named(NamedTuple):
@@ -52,7 +51,7 @@ def named(store: Store, get: Get, text: str) -> Named:
     if _HASH.fullmatch(text):
         return _of_content(store, get, text)
     owner, slash, output = text.partition("/")
-    record = _record(store, owner)
+    record = provenance.meant(store, owner)[-1]
     if not slash:
         return Named((record,), (record,))
     stored = provenance.get(store, [record], ["outputs"])[record]["outputs"]
@@ -63,25 +62,6 @@ def named(store: Store, get: Get, text: str) -> Named:
     if "value" not in result or (isinstance(result["value"], dict) and output in result["value"]):
         return Named((record,), (), "result", output)
     raise RecordNotFound(f"record {record!r} has no output {output!r}, only {sorted(made)[:10]}")
-
-
-def _record(store: Store, text: str) -> str:
-    attempt = _RECORD.fullmatch(text)
-    task = tasks.resolve(store, attempt[1] if attempt else text)
-    if attempt:
-        name = record_id(task["_id"], int(attempt[2]))
-        if name not in provenance.get(store, [name], ["_id"]):
-            raise RecordNotFound(f"task {task['_id']!r} has no record of attempt {attempt[2]}; `pilot show` lists them")
-        return name
-    if official := official_record(task):
-        return official
-    every = provenance.attempts(store, task["_id"])
-    if not every:
-        raise RecordNotFound(
-            f"task {task['_id']!r} is {task['state']} and has no record yet, so there is no graph of it; "
-            f"`pilot explain {task['_id']}` says why"
-        )
-    return str(every[-1]["_id"])
 
 
 @translating("look for a value")

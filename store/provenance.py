@@ -21,11 +21,11 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError
 
-from pilot.errors import StoreUnavailable
-from pilot.model import record_id
+from pilot.errors import RecordNotFound, StoreUnavailable
+from pilot.model import official_record, record_id
 from pilot.records import SEAL, Seal
 from pilot.states import Outcome
-from pilot.store import foreign
+from pilot.store import foreign, tasks
 from pilot.store.mongo import Store, duplicates, translating
 from pilot.store.tasks import Document, End, chunks
 from pilot.values import digest
@@ -191,6 +191,36 @@ def attempts(store: Store, task: str) -> list[Document]:
     """Return all records of one task, first attempt first."""
     found = store.provenance.find({"_id": {"$gte": f"{task}:", "$lt": f"{task};"}})
     return sorted(found, key=lambda doc: int(doc["attempt"]))
+
+
+def meant(store: Store, text: str) -> list[str]:
+    """Return the ids of the records that a person means, the latest attempt last.
+
+    Args:
+        store: the database.
+        text: a record's id, ``TASK:ATTEMPT``, or a task's: its official record, or all if it has none. The task's part
+            may be shortened.
+
+    Raises:
+        TaskNotFound: there is no such task, or several.
+        RecordNotFound: it has no record yet, or none of this attempt.
+    """
+    name, colon, attempt = text.partition(":")
+    if colon and get(store, [text], ["_id"]):
+        return [text]
+    task = tasks.resolve(store, name)
+    if not colon and (official := official_record(task)):
+        return [official]
+    ids = [record["_id"] for record in attempts(store, task["_id"])]
+    if colon:
+        ids = [one for one in ids if one == f"{task['_id']}:{attempt}"]
+    if not ids and colon:
+        raise RecordNotFound(f"task {task['_id']!r} has no record of attempt {attempt}; `pilot show` lists them")
+    if not ids:
+        raise RecordNotFound(
+            f"task {task['_id']!r} is {task['state']} and has no record yet; `pilot explain {task['_id']}` says why"
+        )
+    return ids
 
 
 @translating("store functions")

@@ -210,7 +210,7 @@ def test_verify_names_what_is_damaged_and_who_needs_it(project: pilot.Project, t
     path.unlink()
     assert f"{file.hash}: the object repository has no file" in say("verify", made.id)[1]
     assert say("verify", "nonsense")[0] == 1
-    assert "there is no record 'x:1'" in say("verify", "x:1")[1]
+    assert "no task 'x'" in say("verify", "x:1")[1]
 
 
 def test_drop(project: pilot.Project, tmp_path: Path, say: Any, gate: Path) -> None:

@@ -30,7 +30,7 @@ import pilot
 from pilot import records, values
 from pilot.cli.app import run
 from pilot.config import ProjectConfig
-from pilot.errors import InvalidInput, ObjectCorrupt, PackageMissing, TaskNotFound
+from pilot.errors import InvalidInput, ObjectCorrupt, PackageMissing, RecordNotFound, TaskNotFound
 from pilot.integrations import prov, published
 from pilot.integrations import rocrate as crates
 from pilot.store.mongo import Store
@@ -424,13 +424,13 @@ def test_what_cannot_be_published(hand: Hand, tmp_path: Path, monkeypatch: pytes
     any_project: Any = hand
     hand.store.tasks.insert_one({"_id": "w", "state": "waiting", "kind": "function"})
     hand.add("a")
-    with pytest.raises(TaskNotFound, match="is waiting and has no official record"):
+    with pytest.raises(RecordNotFound, match="is waiting and has no record yet"):
         prov.document(any_project, ["w"])
-    with pytest.raises(TaskNotFound, match="no record 'a:2'"):
+    with pytest.raises(RecordNotFound, match="no record of attempt 2"):
         prov.document(any_project, ["a:2"])
     with pytest.raises(TaskNotFound, match="no task 'nonsense'"):
         prov.document(any_project, ["nonsense"])
-    with pytest.raises(TaskNotFound, match="no record 'a:x'"):
+    with pytest.raises(RecordNotFound, match="no record of attempt x"):
         prov.document(any_project, ["a:x"])
     with pytest.raises(InvalidInput, match="nothing to publish"):
         prov.document(any_project, [])

@@ -18,9 +18,8 @@ from pilot.cli.common import Command, Opened, console, duration, emit, escaped, 
 from pilot.config import find_project
 from pilot.errors import InvalidInput, PilotError
 from pilot.mentions import Named
-from pilot.model import official_record
 from pilot.progress import bar
-from pilot.store import care, named, provenance, tasks
+from pilot.store import care, named, provenance
 from pilot.store.named import Use
 from pilot.store.objects import Objects
 
@@ -133,8 +132,8 @@ def _resolved(project: Opened, repository: Objects, names: Sequence[str]) -> tup
     """Return the records that are meant, of a task the official one, and the objects that are named by hash.
 
     Raises:
-        InvalidInput: there is none such, or several.
-        TaskNotFound: likewise.
+        InvalidInput: several objects are meant.
+        TaskNotFound, RecordNotFound: as of `provenance.meant`.
     """
     records: list[str] = []
     hashes: list[str] = []
@@ -142,15 +141,8 @@ def _resolved(project: Opened, repository: Objects, names: Sequence[str]) -> tup
         found = _by_hash(repository, name)
         if found:
             hashes.append(found)
-        elif ":" in name:
-            if name not in provenance.get(project.store, [name], ["_id"]):
-                raise InvalidInput(f"there is no record {name!r}; `pilot show` lists those of a task")
-            records.append(name)
         else:
-            task = tasks.resolve(project.store, name)
-            official = official_record(task)
-            every = [doc["_id"] for doc in provenance.attempts(project.store, task["_id"])]
-            records += [official] if official else every[-1:]
+            records.append(provenance.meant(project.store, name)[-1])
     return records, hashes
 
 

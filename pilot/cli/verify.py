@@ -9,6 +9,7 @@ from pilot import verify as verifying
 from pilot.cli import text
 from pilot.cli.common import Command, console, emit, escaped, json_option, opened, waiting
 from pilot.cli.completion import tasks as complete_tasks
+from pilot.store import provenance
 from pilot.store.objects import Objects
 
 _WHY_CUT = {"depth": "as deep as it was asked to go", "limit": f"{verifying.LIMIT:,} records, and no further"}
@@ -25,7 +26,7 @@ def verify(task: str, depth: int | None, as_json: bool) -> int:
     """
     with opened() as project, waiting("verifying"):
         signer = signing.signer_of(project.config)
-        ids = verifying.records_of(project.store, task)
+        ids = provenance.meant(project.store, task)
         report = verifying.lineage_of(project.store, Objects(project.config.objects_folder), signer, ids, depth)
     code = 0 if report.good else 1
     if as_json:

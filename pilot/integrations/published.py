@@ -17,9 +17,8 @@ from pilot import content, environment, values
 from pilot.errors import InvalidInput, ObjectCorrupt, ObjectMissing, PackageMissing, TaskNotFound
 from pilot.graph import FIELDS as GRAPH_FIELDS
 from pilot.graph import Graph, Run, Value, graph_of
-from pilot.model import official_record, record_id
 from pilot.plain import FORM, dump
-from pilot.store import lineage, provenance, tasks
+from pilot.store import lineage, provenance
 from pilot.store.objects import Objects
 
 if TYPE_CHECKING:
@@ -214,15 +213,15 @@ def collect(project: Project, ids: Iterable[str], limit: int = LIMIT) -> Publish
 
     Args:
         project: an open one.
-        ids: of tasks, whose official records are meant, or of records (``TASK:ATTEMPT``); they may be shortened.
+        ids: as of `provenance.meant`; of a task that did not succeed its last attempt.
         limit: so many records at most.
 
     Raises:
-        TaskNotFound: a task or record does not exist, or has not ended yet.
+        TaskNotFound, RecordNotFound: as of `provenance.meant`.
         InvalidInput: none is asked for, or more than `limit` records went into them.
         ObjectMissing, ObjectCorrupt: a list of inputs or outputs that was too long for its record is gone.
     """
-    wanted = tuple(dict.fromkeys(_record(project.store, text) for text in ids))
+    wanted = tuple(dict.fromkeys(provenance.meant(project.store, text)[-1] for text in ids))
     if not wanted:
         raise InvalidInput("nothing to publish: give the id of a task")
     objects = Objects(project.config.objects_folder)
@@ -235,21 +234,6 @@ def collect(project: Project, ids: Iterable[str], limit: int = LIMIT) -> Publish
         project.config.name, project.config.id, wanted, made, provenance.get_functions(project.store, sorted(hashes)),
         {digest: doc for digest, doc in environments.items() if doc is not None}, objects,
     )  # fmt: skip
-
-
-def _record(store: Store, text: str) -> str:
-    """Return the id of the record that a person means."""
-    name, colon, attempt = text.partition(":")
-    task = tasks.resolve(store, name)
-    if colon:
-        return record_id(task["_id"], int(attempt)) if attempt.isdecimal() else text
-    official = official_record(task)
-    if official is None:
-        raise TaskNotFound(
-            f"task {task['_id']!r} is {task['state']} and has no official record to publish; "
-            f"wait for it, or name an attempt: {task['_id']}:1"
-        )
-    return official
 
 
 def _above(store: Store, objects: Objects, wanted: Sequence[str], limit: int) -> list[Document]:
