@@ -129,6 +129,18 @@ def test_some_links_up_only(
     ]  # fmt: skip
 
 
+def test_an_mpi_function(project: pilot.Project) -> None:
+    @pilot.task(ranks=2)
+    def summed(n: int, comm: Any = None) -> int:
+        total: int = comm.allreduce(sum(range(comm.rank * n, (comm.rank + 1) * n)))
+        return total
+
+    future = summed.submit(10)
+    assert future.result(timeout=LONG_S) == 190
+    report = project.reproduce(future)
+    assert [(run.outcome, run.outputs[0].verdict) for run in report.runs] == [("succeeded", Verdict.IDENTICAL)]
+
+
 def test_what_cannot_be_run(
     project: pilot.Project, rig: Rig, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
