@@ -317,7 +317,17 @@ def files_in(data: Part) -> list[dict[str, Any]]:
     view = memoryview(data)
     starts = [found.start() for found in re.finditer(re.escape(_FILE_MARK), view)]
     texts = [str(bytes(view[start : start + _FILE_FORM_BYTES]), "utf-8", "ignore") for start in starts]
-    return [parse(text, 0)[0][FORM][1] for text in texts]
+    return [fields for text in texts if (fields := _file_form(text)) is not None]
+
+
+def _file_form(text: str) -> dict[str, Any] | None:
+    """Return the fields of the form of a file with which a text begins; None if it only looks so, as in a pickle."""
+    try:
+        _, fields = parse(text, 0)[0][FORM]
+        kinds = [type(fields[name]) for name in ("name", "hash", "size")]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return fields if kinds == [str, str, int] and len(fields["hash"]) == 64 else None
 
 
 # -- readable in the database ---------------------------------------------------------------------

@@ -119,7 +119,8 @@ def test_without_a_project_a_file_is_only_a_path(tmp_path: Path) -> None:
 
 def test_what_is_a_form_to_the_eye_only_is_no_file() -> None:
     text = json.dumps({"~": ["file", {"hash": "0" * 64}]}, separators=(",", ":"))
-    for value in (text, {"a": text}, [1, "~"], b'j{"~":["file",'):
+    in_pickles = ({'{"~":["file",'}, {'{"~":["file",5]}'}, {'{"~":["file",{"name":1}]}'}, {text})
+    for value in (text, {"a": text}, [1, "~"], b'j{"~":["file",', *in_pickles):
         assert values.files_in(encode(value).data) == []
 
 
